@@ -1,0 +1,104 @@
+"""Settings: read from the environment once, validated once, frozen, passed down. No other module reads the environment."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from longshift.errors import ConfigError
+
+
+
+def _seconds(value: object) -> object:
+    """A number in text means seconds; anything else is left to pydantic (ISO 8601, ``[D ]HH:MM:SS``)."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+
+
+class Config(BaseSettings):
+    """Every setting of every Longshift process, each one ``LONGSHIFT_<NAME>`` in the environment.
+
+    Durations are given in seconds or ISO 8601 (``PT1.5S``); sizes in bytes.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LONGSHIFT_", frozen=True, extra="forbid", env_ignore_empty=True)
+
+    # where things are
+    database_url: SecretStr | None = Field(None, description="postgresql://...; unset: `longshift up` starts one")
+    redis_url: SecretStr | None = Field(None, description="redis://...; unset: `longshift up` starts one")
+    artifacts_url: str | None = Field(None, description="s3://bucket/prefix or file:///dir")
+    data: Path = Field(Path(".longshift"), description="folder of the local stack: Postgres, Redis, artifacts, logs")
+
+    # the local stack and the API
+    host: str = "127.0.0.1"
+    port: int = Field(8420, ge=0, le=65535)
+    api_key: SecretStr | None = Field(None, description="if set, the key of the default tenant; else one is made and printed")
+    url: str = Field("http://127.0.0.1:8420", description="where the command line finds the API")
+    max_body: int = Field(1024 * 1024, gt=0, description="bytes of a request body")
+    max_batch_body: int = Field(200 * 1024 * 1024, gt=0, description="bytes of a JSONL batch body")
+    max_artifact: int = Field(256 * 1024 * 1024, gt=0, description="bytes of an uploaded artifact")
+
+    # workers
+    agents: Names = Field(("longshift.agents.research",), description="modules whose agents the workers load, comma-separated")
+    queues: Names = Field(("default",), description="wake-up queues that a worker serves, comma-separated")
+    workers: int = Field(2, ge=0, description="worker processes of the local stack")
+    capacity: int = Field(500, ge=1, description="turns that one worker process runs at a time")
+    threads: int = Field(16, ge=1, description="threads for agents and steps that are not async")
+
+    # time limits of the protocol (design: liveness belongs to the worker)
+    heartbeat: Seconds = timedelta(seconds=1)
+    lease_ttl: Seconds = Field(timedelta(seconds=15), description="a worker silent for this long is declared dead")
+    lock_grace: Seconds = Field(timedelta(seconds=3), description="the same, when its advisory lock is gone too")
+    loop_limit: Seconds = Field(timedelta(seconds=30), description="an event loop stalled for this long ends its process")
+    sweep: Seconds = Field(timedelta(milliseconds=500), description="pause between two passes of the sweeper")
+    rering: Seconds = Field(timedelta(seconds=2), description="a ready session whose wake-up is older is rung again")
+    drain_grace: Seconds = Field(timedelta(seconds=20), description="time that running steps get after SIGTERM")
+    turn_deadline: Seconds = Field(timedelta(days=7), description="deadline of a turn that names none")
+    step_timeout: Seconds = Field(timedelta(minutes=10), description="timeout of a step that names none")
+    connect_timeout: Seconds = timedelta(seconds=3)
+
+    # group commit
+    batch_rows: int = Field(500, ge=1, description="rows of one append statement")
+    batch_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="payload bytes of one append statement")
+    max_event: int = Field(1024 * 1024, description="payload bytes of one event; larger values belong in artifacts")
+    pool_size: int = Field(8, ge=2, description="Postgres connections of one process, the liveness connection apart")
+
+    @field_validator("agents", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    def require(self, name: Literal["database_url", "redis_url", "artifacts_url"]) -> str:
+        """The value of a setting that this process cannot do without.
+
+        Raises:
+            ConfigError: it is not set.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ConfigError(f"LONGSHIFT_{name.upper()} is not set: set it, or run `longshift up`, which starts a local stack")
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def load(**overrides: object) -> Config:
+    """Read the settings; ``overrides`` (those that are not None) win over the environment.
+
+    Raises:
+        ConfigError: a value does not fit; the message names each setting.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Config(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [f"LONGSHIFT_{'.'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("settings that do not fit: " + "; ".join(lines)) from None

@@ -1,0 +1,142 @@
+"""Every error Longshift raises, as one tree.
+
+    LongshiftError                     what a caller may catch
+     +- ConfigError                    a setting is missing or wrong: the message names it
+     +- UsageError                     the authoring interface was called wrongly (by an agent's author)
+     +- InvalidInput                   what was submitted does not fit: ``errors`` says where
+     +- NotFound                       no such session, turn, batch, artifact or agent (for this tenant)
+     |   +- UnknownAgent
+     +- Conflict                       the request contradicts what is stored
+     |   +- IdempotencyMismatch        same key, other body
+     |   +- SessionBusy                ``on_busy=reject`` and a turn is open
+     +- Unavailable                    Postgres, Redis or the object store did not answer; retryable
+     +- StepFailed                     a step failed for good; the same on the first run and on every replay
+     |   +- StepTimeout
+     +- ArtifactCorrupt                the stored bytes do not have the promised hash
+    ControlFlow (BaseException)        never caught by ``except Exception`` of a framework
+     +- LeaseLost                      another worker may hold the session now: everything on the old turn raises this
+     +- TurnEvicted                    the turn leaves this worker (wait, drain); its coroutine is being unwound
+     +- TurnCancelled                  somebody asked for the turn to end
+
+The docstring of each class is the sentence that documents it. ``retryable`` says whether the same call may succeed later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class LongshiftError(Exception):
+    """Base of every error that a caller may want to catch."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+
+class ConfigError(LongshiftError):
+    """A setting is missing or wrong; the message names the setting and a valid value."""
+
+    code = "config"
+
+
+class UsageError(LongshiftError):
+    """The authoring interface was called in a way that cannot be made durable; the message says what to write instead."""
+
+    code = "usage"
+
+
+class InvalidInput(LongshiftError):
+    """What was submitted does not fit; ``errors`` lists each place as ``{"path", "message"}``."""
+
+    code = "invalid_input"
+
+    def __init__(self, message: str, *, errors: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
+
+
+class NotFound(LongshiftError):
+    """There is no such thing, or it belongs to another tenant: the two are not told apart."""
+
+    code = "not_found"
+
+
+class UnknownAgent(NotFound):
+    """No worker has registered an agent of this name (and version)."""
+
+    code = "unknown_agent"
+
+
+class Conflict(LongshiftError):
+    """The request contradicts what is already stored."""
+
+    code = "conflict"
+
+
+class IdempotencyMismatch(Conflict):
+    """The idempotency key was used before with another body."""
+
+    code = "idempotency_mismatch"
+
+
+class SessionBusy(Conflict):
+    """The session has an open turn and the request said ``on_busy=reject``."""
+
+    code = "session_busy"
+    retryable = True
+
+
+class Unavailable(LongshiftError):
+    """A dependency did not answer in time; nothing was lost, the same call may succeed later."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class StepFailed(LongshiftError):
+    """A step failed after its last attempt.
+
+    Recorded in the log, and so raised alike on the first run and on every replay: ``error_type`` is the class name of
+    what the step raised, ``error_message`` its text.
+    """
+
+    code = "step_failed"
+
+    def __init__(self, step: str, *, error_type: str, error_message: str) -> None:
+        super().__init__(f"step {step!r} failed: {error_type}: {error_message}")
+        self.step = step
+        self.error_type = error_type
+        self.error_message = error_message
+
+
+class StepTimeout(StepFailed):
+    """A step did not finish within its timeout."""
+
+    code = "step_timeout"
+
+
+class ArtifactCorrupt(LongshiftError):
+    """The bytes in the object store do not have the hash that the log promised."""
+
+    code = "artifact_corrupt"
+
+
+class ControlFlow(BaseException):
+    """Not an error of the agent: the turn must unwind. Outside ``Exception`` because frameworks catch that."""
+
+
+class LeaseLost(ControlFlow):
+    """The write was refused because this worker no longer holds the session's lease."""
+
+
+class TurnEvicted(ControlFlow):
+    """The turn leaves this worker: every branch waits, or the worker drains."""
+
+
+class TurnCancelled(ControlFlow):
+    """Somebody asked for this turn to end, or its deadline passed."""
+
+    def __init__(self, reason: str = "cancelled") -> None:
+        super().__init__(reason)
+        self.reason = reason
