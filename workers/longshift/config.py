@@ -12,7 +12,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from longshift.errors import ConfigError
 
 
-
 def _seconds(value: object) -> object:
     """A number in text means seconds; anything else is left to pydantic (ISO 8601, ``[D ]HH:MM:SS``)."""
     try:
@@ -42,14 +41,18 @@ class Config(BaseSettings):
     # the local stack and the API
     host: str = "127.0.0.1"
     port: int = Field(8420, ge=0, le=65535)
-    api_key: SecretStr | None = Field(None, description="if set, the key of the default tenant; else one is made and printed")
+    api_key: SecretStr | None = Field(
+        None, description="if set, the key of the default tenant; else one is made and printed"
+    )
     url: str = Field("http://127.0.0.1:8420", description="where the command line finds the API")
     max_body: int = Field(1024 * 1024, gt=0, description="bytes of a request body")
     max_batch_body: int = Field(200 * 1024 * 1024, gt=0, description="bytes of a JSONL batch body")
     max_artifact: int = Field(256 * 1024 * 1024, gt=0, description="bytes of an uploaded artifact")
 
     # workers
-    agents: Names = Field(("longshift.agents.research",), description="modules whose agents the workers load, comma-separated")
+    agents: Names = Field(
+        ("longshift.agents.research",), description="modules whose agents the workers load, comma-separated"
+    )
     queues: Names = Field(("default",), description="wake-up queues that a worker serves, comma-separated")
     workers: int = Field(2, ge=0, description="worker processes of the local stack")
     capacity: int = Field(500, ge=1, description="turns that one worker process runs at a time")
@@ -59,7 +62,9 @@ class Config(BaseSettings):
     heartbeat: Seconds = timedelta(seconds=1)
     lease_ttl: Seconds = Field(timedelta(seconds=15), description="a worker silent for this long is declared dead")
     lock_grace: Seconds = Field(timedelta(seconds=3), description="the same, when its advisory lock is gone too")
-    loop_limit: Seconds = Field(timedelta(seconds=30), description="an event loop stalled for this long ends its process")
+    loop_limit: Seconds = Field(
+        timedelta(seconds=30), description="an event loop stalled for this long ends its process"
+    )
     sweep: Seconds = Field(timedelta(milliseconds=500), description="pause between two passes of the sweeper")
     rering: Seconds = Field(timedelta(seconds=2), description="a ready session whose wake-up is older is rung again")
     drain_grace: Seconds = Field(timedelta(seconds=20), description="time that running steps get after SIGTERM")
@@ -86,7 +91,9 @@ class Config(BaseSettings):
         """
         value = getattr(self, name)
         if value is None:
-            raise ConfigError(f"LONGSHIFT_{name.upper()} is not set: set it, or run `longshift up`, which starts a local stack")
+            raise ConfigError(
+                f"LONGSHIFT_{name.upper()} is not set: set it, or run `longshift up`, which starts a local stack"
+            )
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

@@ -1,0 +1,1 @@
+"""Postgres: the only place where SQL is written. Each statement stands beside the one function that runs it."""

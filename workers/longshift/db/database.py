@@ -1,0 +1,141 @@
+"""Connections to Postgres: one async engine per process, errors translated once.
+
+Every worker write is one autocommit statement, or one short transaction. Whatever says that the server is not there comes
+out as ``Unavailable``; data that Postgres refuses comes out as ``InvalidInput``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from sqlalchemy import Row, TextClause
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidRequestError, OperationalError, TimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from longshift.errors import ConfigError, InvalidInput, Unavailable
+
+Params = Mapping[str, Any]
+_RETRY = (  # the server refused this statement, not this data: the same may succeed a moment later
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DiskFull,
+    psycopg.errors.TooManyConnections,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.QueryCanceled,
+)
+
+
+def driver_url(url: str) -> str:
+    """``url`` with the driver that the project uses.
+
+    Raises:
+        ConfigError: it is not a ``postgresql://`` URL.
+    """
+    try:
+        parsed = make_url(url)
+    except Exception:
+        raise ConfigError(
+            "LONGSHIFT_DATABASE_URL is not a URL of the form postgresql://user:password@host/name"
+        ) from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConfigError(f"LONGSHIFT_DATABASE_URL must begin with postgresql://, not {parsed.drivername}://")
+    return parsed.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what the driver said, without the statement and its parameters."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+class UniqueConflict(Exception):
+    """A unique key was taken meanwhile; the caller knows what that means."""
+
+
+class Database:
+    """One process's connections to Postgres."""
+
+    def __init__(
+        self, url: str, *, size: int = 8, connect_timeout: timedelta = timedelta(seconds=3), name: str = "longshift"
+    ) -> None:
+        self.engine = create_async_engine(
+            driver_url(url),
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=30,
+            pool_use_lifo=True,
+            connect_args={
+                "connect_timeout": max(2, round(connect_timeout.total_seconds())),
+                "application_name": name,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 15_000,
+                "options": "-c idle_in_transaction_session_timeout=5s -c lock_timeout=2s -c timezone=UTC",
+            },
+        )
+        self._auto = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on which each statement commits by itself."""
+        with translated():
+            async with self._auto.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        with translated():
+            async with self.engine.begin() as connection:
+                yield connection
+
+    async def fetch(self, statement: TextClause, params: Params | None = None) -> Sequence[Row[Any]]:
+        """All rows of one autocommit statement."""
+        async with self.connect() as connection:
+            return (await connection.execute(statement, params)).all()
+
+    async def execute(self, statement: TextClause, params: Params | None = None) -> int:
+        """The number of rows that one autocommit statement wrote."""
+        async with self.connect() as connection:
+            return (await connection.execute(statement, params)).rowcount
+
+
+class translated:
+    """Turn the driver's errors into ours; a plain context manager, so that it wraps async bodies too."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or not isinstance(error, DBAPIError | TimeoutError | InvalidRequestError | OSError):
+            return
+        if isinstance(error, TimeoutError):
+            raise Unavailable(
+                "all connections to Postgres are in use: try again, or raise LONGSHIFT_POOL_SIZE"
+            ) from error
+        if isinstance(error, InvalidRequestError):
+            if "invalidated" in str(error) or "closed" in str(error):
+                raise Unavailable("the connection to Postgres was lost") from error
+            return
+        if isinstance(error, OSError):
+            raise Unavailable(f"Postgres does not answer: {reason(error)}") from error
+        cause = error.orig
+        if isinstance(cause, psycopg.errors.UniqueViolation):
+            raise UniqueConflict(cause.diag.constraint_name or "") from error
+        if isinstance(cause, psycopg.errors.DataError | psycopg.errors.ProgramLimitExceeded):
+            raise InvalidInput(f"Postgres refuses this value: {reason(error)}") from error
+        if (
+            error.connection_invalidated
+            or isinstance(error, OperationalError | InterfaceError)
+            or isinstance(cause, _RETRY)
+        ):
+            raise Unavailable(f"Postgres does not answer: {reason(error)}") from error

@@ -1,0 +1,152 @@
+"""Who may run what: claims, releases, and the life of workers.
+
+A lease belongs to a worker, not to a clock: as long as the worker lives, its leases stand. ``workers`` has one row per
+worker; whoever finds that the row is tombstoned (``dead_at``) has been declared dead and must take a new id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import text
+
+from longshift.db.database import Database
+from longshift.db.views import TURN_COLUMNS, turn_record
+from longshift.model import AgentRecord, Claim, Json, MailKind, MailRecord, TurnRecord
+
+CLAIM = text("""
+WITH c AS MATERIALIZED (
+    SELECT id FROM sessions
+     WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker IS NULL AND ready_at <= clock_timestamp()
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE sessions s SET lease_worker = :worker, lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
+       dispatched_at = NULL, head_waiting = false
+  FROM c WHERE s.id = c.id
+RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq""")
+
+# a second statement on purpose: in the claim's own snapshot the end of the log could be stale
+ENDS = text(f"""
+SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq, last.id AS last_event_id, head.*
+  FROM sessions s
+  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true
+  LEFT JOIN LATERAL (SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = s.id AND t.status IN ('queued', 'running', 'waiting')
+                      ORDER BY t.position LIMIT 1) head ON true
+ WHERE s.id = ANY(CAST(:sessions AS uuid[]))""")
+
+HEAD = text(f"""
+SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = :session AND t.status IN ('queued', 'running', 'waiting')
+ ORDER BY t.position LIMIT 1""")
+
+RELEASE = text("""
+UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
+       ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() + CAST(:delay AS interval) END
+ WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
+RETURNING ready_at IS NOT NULL AS more""")
+
+RECONCILE = text("""
+WITH v AS MATERIALIZED (
+    SELECT id FROM sessions
+     WHERE lease_worker = :worker AND NOT id = ANY(CAST(:held AS uuid[])) AND leased_at < clock_timestamp() - CAST(:age AS interval)
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), dispatched_at = clock_timestamp(),
+       ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END
+  FROM v WHERE s.id = v.id RETURNING s.id, s.queue""")
+
+MAIL = text("""
+SELECT m.id, m.session_id, m.turn_id, m.kind, m.name, m.payload
+  FROM mail m JOIN sessions s ON s.id = m.session_id
+ WHERE s.lease_worker = :worker AND m.consumed_at IS NULL AND m.kind <> 'signal' ORDER BY m.created_at""")
+MAIL_SEQ = text("SELECT mail_seq FROM sessions WHERE id = :session")
+
+SERVE = text("""
+INSERT INTO agents (name, version, queue, description, input_schema, output_schema)
+VALUES (:name, :version, :queue, :description, CAST(:input_schema AS jsonb), CAST(:output_schema AS jsonb))
+ON CONFLICT (name, version) DO UPDATE SET queue = excluded.queue, description = excluded.description,
+   input_schema = excluded.input_schema, output_schema = excluded.output_schema, registered_at = clock_timestamp()""")
+
+
+@dataclass(frozen=True, slots=True)
+class Won:
+    """A claim and the turn at the head of its session (None: claimed in vain)."""
+
+    claim: Claim
+    turn: TurnRecord | None
+
+
+async def claim(db: Database, sessions: Collection[UUID], *, worker_id: UUID) -> list[Won]:
+    """Take the leases of those ``sessions`` that are runnable; the others are left out, which is no error."""
+    async with db.transaction() as connection:
+        rows = (await connection.execute(CLAIM, {"sessions": list(sessions), "worker": worker_id})).all()
+        if not rows:
+            return []
+        ends = (await connection.execute(ENDS, {"sessions": [row.id for row in rows]})).all()
+    by_session = {row.claimed_id: row for row in ends}
+    won = []
+    for row in rows:
+        end = by_session[row.id]
+        lease = Claim(
+            session_id=row.id,
+            tenant_id=row.tenant_id,
+            worker_id=worker_id,
+            epoch=row.lease_epoch,
+            mail_seq=row.mail_seq,
+            last_seq=end.last_seq,
+            last_event_id=end.last_event_id,
+        )
+        won.append(Won(lease, turn_record(end) if end.id is not None else None))
+    return won
+
+
+async def head(db: Database, session_id: UUID) -> TurnRecord | None:
+    """The turn that runs next, or is running, in a session whose lease the caller holds."""
+    rows = await db.fetch(HEAD, {"session": session_id})
+    return turn_record(rows[0]) if rows else None
+
+
+async def release(db: Database, claim: Claim, *, delay: timedelta = timedelta(0), queue: str | None = None) -> bool:
+    """Give a lease back without touching the log; True if turns remain (ring after ``delay``). A lost lease is no error."""
+    rows = await db.fetch(
+        RELEASE,
+        {"session": claim.session_id, "epoch": claim.epoch, "worker": claim.worker_id, "delay": delay, "queue": queue},
+    )
+    return bool(rows and rows[0].more)
+
+
+async def reconcile(db: Database, *, worker_id: UUID, held: Collection[UUID], age: timedelta) -> list[tuple[UUID, str]]:
+    """Release leases that stand in the database but not in memory: claims whose reply was lost. Returns (session, queue)."""
+    rows = await db.fetch(RECONCILE, {"worker": worker_id, "held": list(held), "age": age})
+    return [(row.id, row.queue) for row in rows]
+
+
+async def urgent_mail(db: Database, *, worker_id: UUID) -> list[MailRecord]:
+    """Cancels and expiries for the sessions that this worker holds."""
+    rows = await db.fetch(MAIL, {"worker": worker_id})
+    return [MailRecord(r.id, r.session_id, r.turn_id, MailKind(r.kind), r.name, r.payload) for r in rows]
+
+
+async def mail_seq(db: Database, session_id: UUID) -> int:
+    """To be read *before* looking for mail; a suspend compares it."""
+    rows = await db.fetch(MAIL_SEQ, {"session": session_id})
+    return int(rows[0].mail_seq)
+
+
+async def serve(db: Database, agents: Sequence[AgentRecord]) -> None:
+    """Tell the fleet what this worker can run: the API validates submissions from it."""
+
+    def row(agent: AgentRecord) -> dict[str, Json]:
+        return {
+            "name": agent.name,
+            "version": agent.version,
+            "queue": agent.queue,
+            "description": agent.description,
+            "input_schema": json.dumps(agent.input_schema),
+            "output_schema": json.dumps(agent.output_schema),
+        }
+
+    async with db.transaction() as connection:
+        for agent in agents:
+            await connection.execute(SERVE, row(agent))

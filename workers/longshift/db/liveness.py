@@ -1,0 +1,135 @@
+"""A worker's sign of life: one row, one direct connection of its own, used from its own thread.
+
+The connection holds two session-level advisory locks: one under a random key, whose absence lets the sweeper decide sooner
+that the worker is dead, and, in one worker of the fleet, the sweeper's leadership. It is the only connection that cannot go
+through PgBouncer in transaction mode: give ``LONGSHIFT_DATABASE_URL`` as the direct address there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from secrets import randbits
+from uuid import UUID
+
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from longshift.db.database import driver_url, translated
+
+LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one sweeper holds
+
+REGISTER = text("""
+INSERT INTO workers (id, host, pid, queues, capacity, lock_key)
+VALUES (:id, :host, :pid, CAST(:queues AS text[]), :capacity, :lock_key)""")
+RELOCK = text("UPDATE workers SET lock_key = :lock_key WHERE id = :id AND dead_at IS NULL")
+HEARTBEAT = text("""
+UPDATE workers SET heartbeat_at = clock_timestamp(), running = :running,
+       loop_tick_at = clock_timestamp() - CAST(:loop_age AS interval),
+       draining_since = CASE WHEN :draining THEN coalesce(draining_since, clock_timestamp()) END
+ WHERE id = :id AND dead_at IS NULL RETURNING clock_timestamp() AS now""")
+RETIRE = text("UPDATE workers SET dead_at = clock_timestamp() WHERE id = :id AND dead_at IS NULL")
+LOCK = text("SELECT pg_try_advisory_lock(:key) AS held, clock_timestamp() AS now")
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a worker reports with each heartbeat."""
+
+    running: int
+    loop_age: timedelta  # how long ago its event loop last turned
+    draining: bool
+
+
+class Liveness:
+    """The blocking connection behind a worker's heartbeat; every method may raise ``Unavailable``, then reconnects."""
+
+    def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=3)) -> None:
+        timeout = max(2, round(connect_timeout.total_seconds()))
+        self._engine = create_engine(
+            driver_url(url),
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args={
+                "connect_timeout": timeout,
+                "application_name": "longshift-heartbeat",
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 10_000,
+                "options": "-c statement_timeout=5s -c timezone=UTC",
+            },
+        )
+        self._connection: Connection | None = None
+        self.lock_key = 0
+        self.leader = False
+        self.connected_at: datetime | None = None  # database clock; None while there is no connection
+
+    def register(self, worker_id: UUID, *, host: str, pid: int, queues: Sequence[str], capacity: int) -> None:
+        """Make the worker's row; from now on it may claim."""
+        with translated():
+            connection = self._open()
+            connection.execute(
+                REGISTER,
+                {
+                    "id": worker_id,
+                    "host": host,
+                    "pid": pid,
+                    "queues": list(queues),
+                    "capacity": capacity,
+                    "lock_key": self.lock_key,
+                },
+            )
+
+    def beat(self, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> datetime | None:
+        """The database's time, or None: the worker was declared dead and must take a new id."""
+        try:
+            with translated():
+                fresh = self._connection is None
+                connection = self._open()
+                if fresh:
+                    connection.execute(RELOCK, {"id": worker_id, "lock_key": self.lock_key})
+                row = connection.execute(
+                    HEARTBEAT,
+                    {
+                        "id": worker_id,
+                        "running": pulse.running,
+                        "loop_age": pulse.loop_age,
+                        "draining": pulse.draining,
+                    },
+                ).first()
+                if want_leader and not self.leader:
+                    self.leader = bool(connection.execute(LOCK, {"key": LEADER}).one().held)
+                return row.now if row is not None else None
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def retire(self, worker_id: UUID) -> None:
+        """Say goodbye: nothing is held any more."""
+        with translated():
+            self._open().execute(RETIRE, {"id": worker_id})
+
+    def disconnect(self) -> None:
+        """Drop the connection, and with it the locks and the leadership."""
+        connection, self._connection = self._connection, None
+        self.leader, self.connected_at = False, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):
+                connection.invalidate()
+                connection.close()
+
+    def close(self) -> None:
+        self.disconnect()
+        self._engine.dispose()
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            connection = self._engine.connect()
+            self.lock_key = randbits(62)
+            row = connection.execute(LOCK, {"key": self.lock_key}).one()
+            self._connection, self.connected_at = connection, row.now
+        return self._connection

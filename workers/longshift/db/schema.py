@@ -1,0 +1,315 @@
+"""The data model. Postgres is the truth; Redis and the object store can be rebuilt from what stands here.
+
+A *session* is a row in ``sessions``, kept narrow because every protocol step touches it: who holds its lease, whether it
+is runnable, and the counters that order its mailbox. Whether it is runnable follows from the row alone:
+``lease_worker IS NULL AND ready_at <= clock_timestamp()``. Only the holder of the lease, proved by
+``lease_epoch = :epoch AND lease_worker = :worker`` under a row lock, writes ``events`` of the session or moves a turn that
+has started. Everybody else writes mail (``turns`` that never started, ``mail``) and sets ``ready_at``.
+
+    who writes      what
+    API             idempotency, sessions (counters, ready_at), turns (new; cancel before the start), mail, batches, artifacts
+    holder          events, turns (start, suspend, finish), sessions (release), mail (consumed), checkpoints, passages
+    sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at)
+    worker          workers (its own row), agents
+
+Lock order everywhere: idempotency row, session rows by id, turns, the rest. ``events`` has no foreign keys, and epochs come
+from one global sequence, so that deleting and re-creating a client-chosen session id never repeats one. ``input``,
+``output`` and event payloads are ``json``, not ``jsonb``: the order of keys survives, so that an agent that iterates over a
+recorded result sees the same order when it is replayed. Deleted sessions stay as tombstones.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+Moment = DateTime(timezone=True)
+EMPTY = text("'{}'::jsonb")
+NOW = func.clock_timestamp()
+OPEN = "status IN ('scheduled', 'queued', 'running', 'waiting')"
+
+epochs = Sequence("epochs", metadata=metadata)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False, comment="for people"),
+    Column("hint", Text, nullable=False, comment="first characters, to tell keys apart"),
+    Column("hash", LargeBinary, nullable=False, unique=True, comment="SHA-256 of the key, which has 256 random bits"),
+    Column("scopes", ARRAY(Text), nullable=False, comment="of submit, read, admin"),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Column("expires_at", Moment),
+    Column("last_used_at", Moment, comment="to the minute"),
+    Column("revoked_at", Moment),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("queue", Text, nullable=False, comment="which class of workers its next turn needs"),
+    Column("priority", SmallInteger, nullable=False, server_default="0", comment="0 is ordinary; reserved"),
+    Column("next_position", BigInteger, nullable=False, server_default="0", comment="positions given out so far"),
+    Column("open_turns", Integer, nullable=False, server_default="0", comment="turns with a position and no end"),
+    Column(
+        "mail_seq", BigInteger, nullable=False, server_default="0", comment="grows with each mail: suspend compares it"
+    ),
+    Column(
+        "head_waiting",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="its head turn waits: a submit must not wake it",
+    ),
+    Column("lease_worker", Uuid, comment="who holds the lease; NULL: nobody"),
+    Column(
+        "lease_epoch", BigInteger, nullable=False, server_default="0", comment="fencing token, from the sequence epochs"
+    ),
+    Column("leased_at", Moment),
+    Column("ready_at", Moment, comment="when it may run next; NULL: no work, or waiting for mail"),
+    Column("dispatched_at", Moment, comment="when a wake-up was last sent; cleared by the claim"),
+    Column("checkpoint_seq", BigInteger, nullable=False, server_default="0", comment="seq of the newest checkpoint"),
+    Column(
+        "archived_through",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="events up to here are in the cold tier",
+    ),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Column("expires_at", Moment, comment="time to live; NULL: kept"),
+    Column("deleted_at", Moment, comment="tombstone"),
+    CheckConstraint("open_turns >= 0", name="open_turns"),
+    Index("ix_sessions_lease_worker", "lease_worker", postgresql_where=text("lease_worker IS NOT NULL")),
+    Index("ix_sessions_ready_at", "ready_at", postgresql_where=text("lease_worker IS NULL AND ready_at IS NOT NULL")),
+    Index("ix_sessions_tenant", "tenant_id", "id"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+session_details = Table(
+    "session_details",
+    metadata,
+    Column("session_id", Uuid, primary_key=True),
+    Column("metadata", JSONB, nullable=False, server_default=EMPTY, comment="the client's: <= 16 pairs"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("metadata", JSONB, nullable=False, server_default=EMPTY),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Index("ix_batches_tenant", "tenant_id", "id"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("session_id", Uuid, nullable=False),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("position", BigInteger, comment="place in the session's order; NULL while scheduled"),
+    Column("status", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("agent_version", Text, comment="asked for, or pinned by the first attempt"),
+    Column("queue", Text, nullable=False),
+    Column("input", JSON, nullable=False),
+    Column("output", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("root_turn_id", Uuid, nullable=False, comment="first of a chain of retries: replay keys belong to it"),
+    Column("retry_of", Uuid),
+    Column("parent_turn_id", Uuid),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="starts, resumes included"),
+    Column("version", Integer, nullable=False, server_default="1", comment="grows with each change: the ETag"),
+    Column("first_seq", BigInteger, comment="seq of its first turn.started: where a replay begins"),
+    Column("run_after", Moment),
+    Column("deadline", Moment, nullable=False),
+    Column("usage", JSONB, nullable=False, server_default=EMPTY),
+    Column("batch_id", Uuid),
+    Column("batch_index", Integer),
+    Column("custom_id", Text, comment="the client's name for a line of a batch"),
+    Column("traceparent", Text),
+    Column("metadata", JSONB, nullable=False, server_default=EMPTY),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Column("started_at", Moment),
+    Column("ended_at", Moment),
+    Index("uq_turns_position", "session_id", "position", unique=True),
+    Index(
+        "ix_turns_head",
+        "session_id",
+        "position",
+        postgresql_where=text("status IN ('queued', 'running', 'waiting')"),
+    ),
+    Index("ix_turns_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
+    Index("ix_turns_tenant", "tenant_id", "id"),
+    Index("ix_turns_run_after", "run_after", postgresql_where=text("status = 'scheduled'")),
+    Index("ix_turns_deadline", "deadline", postgresql_where=text(OPEN)),
+    postgresql_with={"fillfactor": "80"},
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column(
+        "resource_id", Uuid, nullable=False, comment="the turn, session, batch or artifact that the first request made"
+    ),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "route", "key"),
+    Index("ix_idempotency_created_at", "created_at"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("session_id", Uuid, nullable=False),
+    Column("seq", BigInteger, nullable=False, comment="1, 2, 3 ... without gaps in its session"),
+    Column("id", Uuid, nullable=False, comment="made by the writer, which recognises its own retries by it"),
+    Column("epoch", BigInteger, nullable=False, comment="the lease under which it was written"),
+    Column("turn_id", Uuid),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, comment="replay key, for what a replay looks up"),
+    Column("schema_version", SmallInteger, nullable=False, server_default="1"),
+    Column("payload", JSON, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("session_id", "seq"),
+)
+
+mail = Table(
+    "mail",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("session_id", Uuid, nullable=False),
+    Column("turn_id", Uuid, comment="NULL: for whichever turn waits for this name"),
+    Column("kind", Text, nullable=False, comment="signal, cancel or expire"),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("payload", JSON),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Column("consumed_at", Moment, comment="when the holder recorded it"),
+    Index("ix_mail_session", "session_id", postgresql_where=text("consumed_at IS NULL")),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("session_id", Uuid, nullable=False),
+    Column("seq", BigInteger, nullable=False, comment="the fold of events 1 to seq"),
+    Column("event_id", Uuid, nullable=False, comment="id of event seq: proves that it is the same history"),
+    Column("context", JSON, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("session_id", "seq"),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column(
+        "generation",
+        Integer,
+        nullable=False,
+        server_default="1",
+        comment="grows when a collected object is written again",
+    ),
+    Column("state", Text, nullable=False, server_default="live", comment="live or deleting"),
+    Column("touched_at", Moment, nullable=False, server_default=NOW),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Index("ix_artifacts_tenant", "tenant_id", "id"),
+)
+
+passages = Table(
+    "passages",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("session_id", Uuid, nullable=False),
+    Column("source", Text, nullable=False, comment="what the text was taken from, as the agent names it"),
+    Column("ordinal", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("words", TSVECTOR, Computed("to_tsvector('english', text)", persisted=True), nullable=False),
+    PrimaryKeyConstraint("session_id", "source", "ordinal"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("queues", ARRAY(Text), nullable=False),
+    Column("capacity", Integer, nullable=False, comment="turns at a time"),
+    Column("running", Integer, nullable=False, server_default="0"),
+    Column("lock_key", BigInteger, comment="advisory lock held by its liveness connection"),
+    Column("started_at", Moment, nullable=False, server_default=NOW),
+    Column("heartbeat_at", Moment, nullable=False, server_default=NOW),
+    Column("loop_tick_at", Moment, nullable=False, server_default=NOW, comment="when its event loop last turned"),
+    Column("draining_since", Moment),
+    Column("dead_at", Moment, comment="tombstone: never un-set; the process takes a new id"),
+    Index("ix_workers_live", "heartbeat_at", postgresql_where=text("dead_at IS NULL")),
+    postgresql_with={"fillfactor": "50"},
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("description", Text, nullable=False, server_default=""),
+    Column("input_schema", JSONB, nullable=False),
+    Column("output_schema", JSONB, nullable=False),
+    Column("registered_at", Moment, nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("name", "version"),
+)
+
+__all__ = ["metadata"]

@@ -1,0 +1,158 @@
+"""The event log's vocabulary: past-tense facts, numbered without gaps in their session, never changed.
+
+Persisted format. A kind is never renamed and a field never changes its meaning; readers tolerate kinds and fields they
+do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, whose length is the ``schema_version``.
+
+    turn.started       {attempt, agent, version, input}      a worker began (or resumed) the turn
+    step.completed     {name, digest, result, attempts, started_at, ms}   key = replay key
+    step.failed        {name, digest, error, attempts, started_at, ms}    final: the agent sees StepFailed, now and on replay
+    value.recorded     {value}                               key = replay key; turn.now, turn.uuid, turn.random
+    wait.begun         {until, name}                         key = replay key; a timer or a signal is awaited
+    wait.ended         {reason, value}                       key = replay key
+    state.changed      {set: {k: v}, unset: [k]}             the session's state, by the agent
+    message.said       {role, content}                       key = replay key; joins the session's history
+    turn.diverged      {name, recorded, called}              key = replay key; the code between steps has changed
+    turn.waiting       {until}                               the turn left the worker
+    turn.rescheduled   {reason}                              interrupted: drain, or the agent is unknown here
+    turn.succeeded     {output}
+    turn.failed        {error: {code, message, ...}}
+    turn.cancelled     {reason}
+    turn.expired       {reason}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from longshift.errors import InvalidInput
+from longshift.model import Json, new_id
+
+FORMAT_CHANGES = ("1: the first format.",)
+SCHEMA_VERSION = len(FORMAT_CHANGES)
+
+
+class Kind(StrEnum):
+    TURN_STARTED = "turn.started"
+    STEP_COMPLETED = "step.completed"
+    STEP_FAILED = "step.failed"
+    VALUE_RECORDED = "value.recorded"
+    WAIT_BEGUN = "wait.begun"
+    WAIT_ENDED = "wait.ended"
+    STATE_CHANGED = "state.changed"
+    MESSAGE_SAID = "message.said"
+    TURN_DIVERGED = "turn.diverged"
+    TURN_WAITING = "turn.waiting"
+    TURN_RESCHEDULED = "turn.rescheduled"
+    TURN_SUCCEEDED = "turn.succeeded"
+    TURN_FAILED = "turn.failed"
+    TURN_CANCELLED = "turn.cancelled"
+    TURN_EXPIRED = "turn.expired"
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """A fact before it has a place: the writer makes its id, so that it recognises its own retries."""
+
+    kind: str
+    turn_id: UUID | None
+    payload: str  # JSON text, encoded once by ``encode``
+    key: str | None = None
+    id: UUID = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact in its place: ``seq`` counts from 1 without gaps in its session."""
+
+    session_id: UUID
+    seq: int
+    id: UUID
+    epoch: int
+    turn_id: UUID | None
+    kind: str
+    key: str | None
+    payload: Mapping[str, Json]
+    created_at: datetime
+    schema_version: int = SCHEMA_VERSION
+
+
+def encode(payload: Mapping[str, Json], *, limit: int | None = None) -> str:
+    """JSON text that Postgres will accept.
+
+    ``\\u0000`` and lone surrogates are not storable as jsonb, and one of them would abort a whole batch: NUL is written
+    as U+2400 (its picture), a lone surrogate as U+FFFD.
+
+    Raises:
+        InvalidInput: not JSON (NaN, an unknown type), or more than ``limit`` bytes.
+    """
+    try:
+        text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"this value cannot be written as JSON: {error}") from None
+    text = storable(text)
+    if limit is not None and (size := len(text.encode())) > limit:
+        raise InvalidInput(f"a value of {size:,} bytes is larger than one event may be ({limit:,}): use turn.artifact")
+    return text
+
+
+def storable(text: str) -> str:
+    """``text`` (JSON or plain) without what Postgres refuses in text and jsonb."""
+    if "\\u0000" in text:
+        text = _unescape_nul(text)
+    if "\0" in text:
+        text = text.replace("\0", "\u2400")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _unescape_nul(text: str) -> str:
+    """Replace the escape ``\\u0000``, but not ``\\\\u0000``, which is a backslash and five characters."""
+    parts = text.split("\\\\")
+    return "\\\\".join(part.replace("\\u0000", "\u2400") for part in parts)
+
+
+@dataclass(slots=True)
+class Context:
+    """What folds out of a session's log: what an agent sees of earlier turns (promise P5).
+
+    ``history`` is a list of messages ``{"role": "user" | "assistant" | ..., "content": ..., "turn_id"}``.
+    """
+
+    seq: int = 0
+    event_id: UUID | None = None
+    history: list[dict[str, Json]] = field(default_factory=list)
+    state: dict[str, Json] = field(default_factory=dict)
+
+
+def fold(events: Iterable[Event], *, start: Context | None = None) -> Context:
+    """Apply ``events`` in order; pure, so that fold(a + b) == fold(b, start=fold(a))."""
+    context = start or Context()
+    for event in events:
+        apply(context, event)
+    return context
+
+
+def apply(context: Context, event: Event) -> None:
+    """Let ``context`` include ``event``, the one after ``context.seq``."""
+    payload = event.payload
+    turn = event.turn_id.hex if event.turn_id else None
+    match event.kind:
+        case Kind.TURN_STARTED if payload.get("attempt") == 1:
+            context.history.append({"role": "user", "content": payload.get("input"), "turn_id": turn})
+        case Kind.TURN_SUCCEEDED:
+            context.history.append({"role": "assistant", "content": payload.get("output"), "turn_id": turn})
+        case Kind.MESSAGE_SAID:
+            context.history.append({"role": payload["role"], "content": payload["content"], "turn_id": turn})
+        case Kind.STATE_CHANGED:
+            context.state.update(payload.get("set", {}))
+            for name in payload.get("unset", ()):
+                context.state.pop(name, None)
+    context.seq, context.event_id = event.seq, event.id

@@ -1,0 +1,203 @@
+"""Redis: wake-ups, notifications and deltas. The only module that talks to it; nothing here is needed for correctness.
+
+    longshift.wake.<queue>       list     wake-ups, see wakeup.py; lossy by design, the sweeper rings again
+    longshift.turn.<turn hex>    channel  a turn changed: its new status
+    longshift.log.<session hex>  channel  the log grew: {"seq": n}; or a delta: {"delta": text, "turn", "step", "attempt"}
+
+There is no key without a time to live beside the wake-up lists. Every failure of Redis is swallowed here, logged once per
+outage and reported by ``up``: the fleet is slower without it, never wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from longshift import wakeup
+from longshift.errors import ConfigError, Unavailable
+
+logger = logging.getLogger(__name__)
+Rung = Iterable[tuple[UUID, str]]
+
+
+def turn_channel(turn_id: UUID) -> str:
+    return f"longshift.turn.{turn_id.hex}"
+
+
+def log_channel(session_id: UUID) -> str:
+    return f"longshift.log.{session_id.hex}"
+
+
+class Hot:
+    """One process's connections to Redis."""
+
+    def __init__(self, url: str, *, timeout: timedelta = timedelta(seconds=2)) -> None:
+        seconds = timeout.total_seconds()
+        try:
+            self._redis = Redis.from_url(
+                url,
+                socket_timeout=seconds,
+                socket_connect_timeout=seconds,
+                socket_keepalive=True,
+                health_check_interval=25,
+                retry=Retry(NoBackoff(), 1),
+                max_connections=32,
+            )
+        except ValueError as error:
+            raise ConfigError(f"LONGSHIFT_REDIS_URL must begin with redis://, rediss:// or unix://: {error}") from None
+        self._listener = Listener(self._redis)
+        self.up = True
+
+    async def close(self) -> None:
+        await self._listener.close()
+        await self._redis.aclose()
+
+    async def check(self) -> None:
+        """Raises ``Unavailable`` if Redis does not answer."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer at LONGSHIFT_REDIS_URL: {_reason(error)}") from None
+
+    async def ring(self, sessions: Rung) -> bool:
+        """Send wake-ups for (session, queue) pairs; False if Redis did not take them (the sweeper rings again)."""
+        by_queue: dict[str, list[UUID]] = {}
+        for session_id, queue in sessions:
+            by_queue.setdefault(queue, []).append(session_id)
+        if not by_queue:
+            return True
+        pipeline = self._redis.pipeline(transaction=False)
+        for queue, ids in by_queue.items():
+            pipeline.lpush(wakeup.queue_key(queue), *_messages(ids, queue=queue))
+        return await self._send(pipeline.execute())
+
+    async def backlog(self, queues: Sequence[str]) -> dict[str, int] | None:
+        """Wake-up messages not yet taken, by queue; None if Redis does not answer."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for queue in queues:
+            pipeline.llen(wakeup.queue_key(queue))
+        try:
+            return dict(zip(queues, await pipeline.execute(), strict=True))
+        except (RedisError, OSError) as error:
+            self._failed(error)
+            return None
+
+    async def announce(self, messages: Iterable[tuple[str, str]]) -> bool:
+        """Publish (channel, text) pairs in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for channel, text in messages:
+            pipeline.publish(channel, text)
+        return await self._send(pipeline.execute()) if len(pipeline) else True
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[str]]:
+        """The messages of a channel while the block lasts. Messages may be missed: look at Postgres now and then."""
+        async with self._listener.listen(channel) as queue:
+            yield queue
+
+    async def _send(self, sending: Any) -> bool:
+        try:
+            await sending
+        except (RedisError, OSError) as error:
+            self._failed(error)
+            return False
+        if not self.up:
+            self.up = True
+            logger.info("redis answers again")
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        if self.up:
+            self.up = False
+            logger.warning("redis does not answer", extra={"reason": _reason(error)})
+
+
+class Listener:
+    """One pub/sub connection shared by everybody in the process who waits for something."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._queues: dict[str, set[asyncio.Queue[str]]] = {}
+        self._pubsub: PubSub | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[str]]:
+        queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1000)
+        waiting = self._queues.setdefault(channel, set())
+        waiting.add(queue)
+        try:
+            if len(waiting) == 1:
+                await self._subscribe(channel)
+            yield queue
+        finally:
+            waiting.discard(queue)
+            if not waiting:
+                self._queues.pop(channel, None)
+                if self._pubsub is not None:
+                    with suppress(RedisError, OSError):
+                        await self._pubsub.unsubscribe(channel)
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reader
+        if self._pubsub is not None:
+            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _subscribe(self, channel: str) -> None:
+        if self._pubsub is None:
+            self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        with suppress(RedisError, OSError):
+            await self._pubsub.subscribe(channel)
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read(), name="redis-listener")
+
+    async def _read(self) -> None:
+        """Hand out messages for ever; redis-py re-subscribes by itself after a reconnect."""
+        assert self._pubsub is not None
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=5.0)
+            except (RedisError, OSError):
+                await asyncio.sleep(0.5)
+                continue
+            except RuntimeError:  # nobody has subscribed yet, because Redis was down
+                await asyncio.sleep(0.5)
+                for channel in list(self._queues):
+                    with suppress(RedisError, OSError):
+                        await self._pubsub.subscribe(channel)
+                continue
+            if message is None:
+                continue
+            for queue in self._queues.get(message["channel"].decode(), ()):
+                with suppress(asyncio.QueueFull):
+                    queue.put_nowait(message["data"].decode())
+
+
+def delta_message(text: str, *, turn_id: UUID, step: str, attempt: int) -> str:
+    return json.dumps({"delta": text, "turn": turn_id.hex, "step": step, "attempt": attempt}, ensure_ascii=False)
+
+
+def _messages(ids: Sequence[UUID], *, queue: str) -> list[bytes]:
+    """One session a message while they are few, so that workers share them; fuller messages in a burst."""
+    size = min(wakeup.MAX_SESSIONS, max(1, len(ids) // 64))
+    return [wakeup.encode(ids[i : i + size], queue=queue) for i in range(0, len(ids), size)]
+
+
+def _reason(error: BaseException) -> str:
+    """What happened, without addresses that might carry a password."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'}"
