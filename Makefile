@@ -65,6 +65,6 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ -z "$$python" ]; then echo "Longshift needs Python 3.11 or newer with venv (tried: $(CANDIDATES)); set PYTHON=/path/to/python." >&2; exit 1; fi; \
 	echo "preparing $(VENV) with $$("$$python" --version) (the first time takes a minute or two)"; \
 	"$$python" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

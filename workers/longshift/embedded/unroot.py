@@ -1,0 +1,55 @@
+"""Run a command as the user ``nobody``: PostgreSQL refuses to run as root, and containers often have only root.
+
+A script on the bare standard library (``python -I -S unroot.py COMMAND ...``). Where Linux allows it, the command keeps
+one capability, CAP_DAC_OVERRIDE, so that it can reach its binaries and its data below a folder such as ``/root``
+without anybody changing the permissions of that folder. That is still far less than the root it started from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import sys
+
+ACCOUNT = "nobody"
+
+# linux/prctl.h, linux/capability.h
+PR_SET_KEEPCAPS = 8
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_OVERRIDE = 1
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Sets(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def become(account: pwd.struct_passwd) -> None:
+    """Give up root for good. A refused capability is no error: the folders may be readable without it."""
+    linux = sys.platform == "linux"
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([])
+    os.setgid(account.pw_gid)
+    if linux:
+        libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setuid(account.pw_uid)
+    if linux:
+        bit = 1 << CAP_DAC_OVERRIDE
+        sets = (_Sets * 2)(_Sets(bit, bit, bit), _Sets(0, 0, 0))
+        libc.capset(ctypes.byref(_Header(CAPABILITY_VERSION_3, 0)), sets)
+        libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
+
+
+def main(command: list[str]) -> None:
+    become(pwd.getpwnam(ACCOUNT))
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
