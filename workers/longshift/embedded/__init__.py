@@ -2,7 +2,7 @@
 
 ::
 
-    with Guardian() as guardian:                      # stops everything, also when this process is killed
+    with Guardian() as guardian:  # stops everything, also when this process is killed
         postgres = LocalPostgres(folder / "postgres", guardian=guardian)
         redis = LocalRedis(folder / "redis", guardian=guardian)
         database_url, redis_url = postgres.start(), redis.start()

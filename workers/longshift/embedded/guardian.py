@@ -56,7 +56,7 @@ class Watched:
 
 
 def born(pid: int) -> str | None:
-    """What tells this process from a later one of the same pid; None if there is none, or only its exit status is left."""
+    """What tells this process from a later one of the same pid; None if it has ended, reaped or not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -5,8 +5,8 @@
     FOLDER/run/            the Unix socket; a private folder in the temporary directory if this path is too long for one
     FOLDER/postgres.log    what the server says
 
-Only a Unix socket in a folder of mode 0700: no port to race for, no password to keep. Commits are durable (``fsync`` and
-``synchronous_commit`` are on), as they are in production.
+Only a Unix socket in a folder of mode 0700: no port to race for, no password to keep. Commits are durable, as in
+production: ``fsync`` and ``synchronous_commit`` are on.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ class LocalPostgres:
         return self.url
 
     def stop(self) -> None:
-        """Stop the server in order (open transactions roll back) and give the folder free. A no-op if it does not run."""
+        """Stop the server (open transactions roll back) and give the folder free. A no-op if it does not run."""
         if self._child is not None:
             self._child.stop()
             self._child = None
         self._lock.release()
 
     def restart(self, *, immediate: bool = False) -> None:
-        """Stop and start again under the same URL; ``immediate`` means as after a crash: no checkpoint, then recovery."""
+        """Stop and start again under the same URL; ``immediate`` is like a crash: no checkpoint, then recovery."""
         if self._child is not None:
             self._child.stop(signal.SIGQUIT if immediate else signal.SIGINT)
         self._launch(_binaries())
@@ -126,7 +126,9 @@ class LocalPostgres:
         _private_folder(new)
         options = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--locale-provider=builtin"]
         self._run([str(binaries / "initdb"), "-D", str(new), "-U", NAME, *options, "--builtin-locale=C.UTF-8"])
-        self._run([str(binaries / "postgres"), "--single", "-D", str(new), "postgres"], given=f"CREATE DATABASE {NAME};\n")
+        self._run(
+            [str(binaries / "postgres"), "--single", "-D", str(new), "postgres"], given=f"CREATE DATABASE {NAME};\n"
+        )
         new.rename(self._data)
 
     def _run(self, command: list[str], *, given: str = "") -> None:
@@ -233,7 +235,7 @@ def _private_folder(folder: Path) -> None:
 
 
 def _socket_folder(folder: Path) -> Path:
-    """Where the socket goes: in ``folder`` unless that path is too long or has characters that mean something to libpq."""
+    """Where the socket goes: ``folder``, unless its path is too long or means something special to libpq."""
 
     def fits(candidate: Path) -> bool:
         path = str(candidate / f".s.PGSQL.{PORT}")
@@ -242,5 +244,3 @@ def _socket_folder(folder: Path) -> Path:
     name = f"longshift-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
     candidates = [folder / "run", Path(tempfile.gettempdir()) / name, Path("/tmp") / name]  # noqa: S108 - private: see _private_folder
     return next(filter(fits, candidates))
-
-

@@ -62,8 +62,8 @@ class Guardian:
     ) -> None:
         """Stop ``pid`` when the owner is gone: ``stop_signal``, and SIGKILL after ``grace``.
 
-        ``last`` is for servers that the other children use: they are stopped after all others have ended. A process that
-        leads its group (``start_new_session=True``) takes the group with it. A process that is gone already is ignored.
+        ``last`` is for servers that the other children use: they are stopped after all others have ended. A process
+        that leads its group (``start_new_session=True``) takes the group with it. One that is gone already is ignored.
         """
         birth = born(pid)
         if birth is None:
@@ -87,10 +87,8 @@ class Guardian:
 
     def close(self) -> None:
         """Stop what is still watched, and the guardian; returns when all of it is gone."""
-        with self._lock, suppress(BrokenPipeError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        self._process.wait()
+        with self._lock:
+            self._end()
 
     def __enter__(self) -> Self:
         return self
@@ -106,11 +104,16 @@ class Guardian:
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/", bufsize=0
         )
 
+    def _end(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
     def _send(self, line: str) -> None:
         try:
             self._write(line)
         except BrokenPipeError:  # somebody killed the guardian: a new one takes over all that is still watched
-            self._process.wait()
+            self._end()
             self._process = self._start()
             for order in self._orders.values():
                 self._write(order)
@@ -143,7 +146,8 @@ class FolderLock:
             owner = os.read(descriptor, 32).decode().strip() or "unknown"
             os.close(descriptor)
             raise ConfigError(
-                f"the folder {str(self.folder)!r} is in use by process {owner}: stop that one, or set LONGSHIFT_DATA to another folder"
+                f"the folder {str(self.folder)!r} is in use by process {owner}:"
+                " stop that one, or set LONGSHIFT_DATA to another folder"
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -121,7 +121,9 @@ class LocalRedis:
             if self._try_launch(binary, port=port):
                 self._port = port
                 return
-        raise ConfigError(f"Redis in {str(self.folder)!r} does not start: {last_line(self.log)} (all of it: {self.log})")
+        raise ConfigError(
+            f"Redis in {str(self.folder)!r} does not start: {last_line(self.log)} (all of it: {self.log})"
+        )
 
     def _try_launch(self, binary: str, *, port: int) -> bool:
         """Whether it answers on this port; another process may have taken it since we looked."""
@@ -178,5 +180,3 @@ def _free_port() -> int:
             probe.bind((HOST, port))
             return port
     raise ConfigError(f"no free port on {HOST} between {PORTS.start} and {PORTS.stop}")
-
-

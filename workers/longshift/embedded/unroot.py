@@ -48,7 +48,7 @@ def become(account: pwd.struct_passwd) -> None:
 
 def main(command: list[str]) -> None:
     become(pwd.getpwnam(ACCOUNT))
-    os.execv(command[0], command)
+    os.execv(command[0], command)  # noqa: S606 - to replace this process is the point
 
 
 if __name__ == "__main__":
