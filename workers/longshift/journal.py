@@ -1,0 +1,342 @@
+"""Group commit: the writes of all turns of a worker, one statement per round trip and kind.
+
+    append()  start()  finish()  leave()          what turns call; each returns when its write is durable
+        |        |         |        |
+      lane     lane      lane     lane            one statement in flight each; what arrives meanwhile goes with the next
+
+A session has at most one unacknowledged write; it is sent again **verbatim** after doubt, so that the database recognises
+it by the ids of its events. A session that is missing from a statement's answer is looked up in a separate statement: its
+event is there (it was our own retry), or the lease still stands (somebody had the row locked: again), or it is lost.
+
+When Postgres does not answer, the journal closes: nothing is sent, turns wait in ``ready()`` before they start a step, and
+finished results stay queued. When it answers again, every lease is compared with the database (a failover may have lost a
+tail) before the journal opens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from longshift.db import log
+from longshift.db.database import Database, UniqueConflict
+from longshift.db.log import Append, Done, Finish, Leave, Standing, Start, Write
+from longshift.errors import InvalidInput, LeaseLost, Unavailable
+from longshift.events import NewEvent
+from longshift.lease import Entry, Lease
+
+logger = logging.getLogger(__name__)
+
+RETRY_LOCKED = 0.01  # seconds before a write that met a locked session row is sent again
+RECONNECT = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach Postgres again; the last repeats
+
+Statement = Callable[[Database, Sequence[Any]], Awaitable[dict[UUID, Done]]]
+Item = tuple[Lease, Write]
+
+
+class Lane:
+    """Leases whose next write is of one kind."""
+
+    def __init__(self, statement: Statement) -> None:
+        self.statement = statement
+        self.leases: deque[Lease] = deque()
+        self.filled = asyncio.Event()
+        self.in_flight = False
+
+    def put(self, lease: Lease) -> None:
+        self.leases.append(lease)
+        self.filled.set()
+
+
+class Journal:
+    """All log writes of one worker process."""
+
+    def __init__(self, db: Database, *, batch_rows: int = 500, batch_bytes: int = 4 * 1024 * 1024) -> None:
+        self._db = db
+        self._rows, self._bytes = batch_rows, batch_bytes
+        self._lanes: dict[type[Write], Lane] = {
+            Append: Lane(log.append),
+            Start: Lane(log.start),
+            Finish: Lane(log.finish),
+            Leave: Lane(log.leave),
+        }
+        self._leases: dict[tuple[UUID, int], Lease] = {}
+        self._open = asyncio.Event()
+        self._open.set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._recovery: asyncio.Task[None] | None = None
+
+    # -- life
+
+    def start_lanes(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._run(lane), name=f"journal-{kind.__name__.lower()}")
+            for kind, lane in self._lanes.items()
+        ]
+
+    async def close(self) -> None:
+        """Stop writing; what is not yet durable was never acknowledged."""
+        tasks = [*self._tasks, *([self._recovery] if self._recovery else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def hold(self, lease: Lease) -> None:
+        """From now on the journal writes for this lease and watches over it."""
+        self._leases[lease.key] = lease
+
+    def drop(self, lease: Lease) -> None:
+        self._leases.pop(lease.key, None)
+
+    @property
+    def held(self) -> list[Lease]:
+        return list(self._leases.values())
+
+    async def ready(self) -> None:
+        """Wait while Postgres is away: no step and no effect starts without it."""
+        await self._open.wait()
+
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
+    # -- what turns call
+
+    async def append(self, lease: Lease, events: Sequence[NewEvent]) -> None:
+        """Record facts; they are durable when this returns.
+
+        Raises:
+            LeaseLost: another worker may hold the session.
+            InvalidInput: Postgres refuses a value.
+        """
+        await self._submit(lease, Entry(asyncio.get_running_loop().create_future(), events=tuple(events)))
+
+    async def write(self, lease: Lease, make: Callable[[int], Write]) -> Done:
+        """Commit a Start, Finish or Leave; ``make`` is given the seq of its event.
+
+        Raises:
+            LeaseLost: another worker may hold the session.
+        """
+        return await self._submit(lease, Entry(asyncio.get_running_loop().create_future(), make=make))
+
+    async def _submit(self, lease: Lease, entry: Entry) -> Done:
+        if lease.lost or lease.ended:
+            raise LeaseLost(f"the lease on session {lease.session_id.hex} is gone")
+        lease.queue.append(entry)
+        if not lease.busy:
+            self._dispatch(lease)
+        return await entry.future
+
+    # -- lanes
+
+    def _dispatch(self, lease: Lease) -> None:
+        """Put the lease into the lane of its next write, unless it is there or there is none."""
+        if not (lease.in_lane or lease.in_flight or lease.lost) and (kind := _next_kind(lease)) is not None:
+            lease.in_lane = True
+            self._lanes[kind].put(lease)
+
+    async def _run(self, lane: Lane) -> None:
+        while True:
+            await lane.filled.wait()
+            await self._open.wait()
+            batch = self._take(lane)
+            if not batch:
+                continue
+            lane.in_flight = True
+            try:
+                await self._commit(lane, batch)
+            finally:
+                lane.in_flight = False
+
+    def _take(self, lane: Lane) -> list[Item]:
+        """As many writes as fit into one statement, at least one."""
+        batch: list[Item] = []
+        rows = size = 0
+        while lane.leases and rows < self._rows and size < self._bytes:
+            lease = lane.leases.popleft()
+            lease.in_lane = False
+            if lease.lost:
+                continue
+            if lease.unacked is None:
+                lease.unacked = self._compose(lease)
+            lease.in_flight = True
+            write = lease.unacked[0]
+            batch.append((lease, write))
+            rows += len(write.events)
+            size += sum(len(event.payload) for event in write.events)
+        if not lane.leases:
+            lane.filled.clear()
+        return batch
+
+    def _compose(self, lease: Lease) -> tuple[Write, list[Entry]]:
+        """Fix the next write of a lease: one control write, or all appends that wait at the head of its queue."""
+        head = lease.queue[0]
+        if head.make is not None:
+            lease.queue.popleft()
+            return head.make(lease.seq + 1), [head]
+        entries: list[Entry] = []
+        size = 0
+        while lease.queue and lease.queue[0].make is None and (not entries or size < self._bytes):
+            entry = lease.queue.popleft()
+            entries.append(entry)
+            size += entry.size
+        events = tuple(event for entry in entries for event in entry.events)
+        return Append(lease.claim, lease.seq + 1, events), entries
+
+    async def _commit(self, lane: Lane, batch: list[Item]) -> None:
+        try:
+            answers = await lane.statement(self._db, [write for _, write in batch])
+        except Unavailable as error:
+            self._doubt(batch, error)
+            return
+        except (UniqueConflict, InvalidInput) as error:
+            await self._isolate(lane, batch, error)
+            return
+        missing = []
+        for lease, write in batch:
+            done = answers.get(write.session_id)
+            if done is None:
+                missing.append((lease, write))
+            else:
+                self._acknowledge(lease, done)
+        if missing:
+            await self._settle(missing)
+
+    async def _isolate(self, lane: Lane, batch: list[Item], error: Exception) -> None:
+        """One bad row refused the whole statement: halve it until the row stands alone and fails alone."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._commit(lane, batch[:middle])
+            await self._commit(lane, batch[middle:])
+        elif isinstance(error, UniqueConflict):  # our own first try, committing meanwhile
+            await self._settle(batch)
+        else:
+            self._refuse(batch[0][0], error)
+
+    async def _settle(self, missing: list[Item]) -> None:
+        """Find out why sessions are missing from an answer."""
+        try:
+            found = await log.standing(self._db, [(lease.claim, write.seq) for lease, write in missing])
+        except Unavailable as error:
+            self._doubt(missing, error)
+            return
+        for lease, write in missing:
+            self._judge(lease, write, found[lease.session_id], delay=RETRY_LOCKED)
+
+    def _doubt(self, batch: list[Item], error: Unavailable) -> None:
+        """No answer: each of these writes may have happened or not. ``_recover`` will find out."""
+        for lease, _ in batch:
+            lease.in_flight = False
+        self.suspect(str(error))
+
+    def _judge(self, lease: Lease, write: Write, standing: Standing, *, delay: float = 0) -> None:
+        lease.in_flight = False
+        if standing.event_id == write.events[0].id:
+            self._acknowledge(lease, _done_anyway(write, standing))
+        elif standing.held and standing.event_id is None and standing.last_seq == lease.seq:
+            asyncio.get_running_loop().call_later(delay, self._dispatch, lease)
+        else:
+            self.lose(lease)
+
+    # -- outcomes
+
+    def _acknowledge(self, lease: Lease, done: Done) -> None:
+        lease.in_flight = False
+        assert lease.unacked is not None
+        write, entries = lease.unacked
+        lease.unacked = None
+        if not (isinstance(write, Start) and not done.flag):
+            lease.seq, lease.event_id = write.seq + len(write.events) - 1, write.events[-1].id
+        if isinstance(write, Leave) or (isinstance(write, Finish) and not done.flag):
+            lease.ended = True
+            self.drop(lease)
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_result(done)
+        self._dispatch(lease)
+
+    def _refuse(self, lease: Lease, error: Exception) -> None:
+        """A value cannot be stored. Merged appends are tried one by one, so that only the bad one fails."""
+        lease.in_flight = False
+        assert lease.unacked is not None
+        write, entries = lease.unacked
+        if len(entries) > 1:
+            first, *rest = entries
+            lease.unacked = (Append(lease.claim, write.seq, tuple(first.events)), [first])
+            lease.queue.extendleft(reversed(rest))
+        else:
+            lease.unacked = None
+            if not entries[0].future.done():
+                entries[0].future.set_exception(error)
+        self._dispatch(lease)
+
+    def lose(self, lease: Lease) -> None:
+        """The lease is gone: everything that waits on it learns so."""
+        if lease.lost:
+            return
+        lease.lost, lease.in_flight = True, False
+        self.drop(lease)
+        entries = [*(lease.unacked[1] if lease.unacked else ()), *lease.queue]
+        lease.unacked = None
+        lease.queue.clear()
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(LeaseLost(f"the lease on session {lease.session_id.hex} is gone"))
+        if not lease.ended:
+            logger.warning("lease lost", extra={"session_id": lease.session_id.hex, "epoch": lease.claim.epoch})
+            lease.on_lost()
+
+    # -- outages
+
+    def suspect(self, reason: str) -> None:
+        """Postgres may be away: close, and open again once every lease has been compared with it."""
+        self._open.clear()
+        if self._recovery is None or self._recovery.done():
+            logger.warning("postgres does not answer, turns are paused", extra={"reason": reason})
+            self._recovery = asyncio.create_task(self._recover(), name="journal-recovery")
+
+    async def _recover(self) -> None:
+        waits = iter(RECONNECT)
+        wait = 0.0
+        while True:
+            wait = next(waits, wait)
+            await asyncio.sleep(wait)
+            if any(lane.in_flight for lane in self._lanes.values()):
+                continue  # their answers, or their time-outs, are still to come
+            held = self.held
+            places = [(lease.claim, lease.unacked[0].seq if lease.unacked else lease.seq) for lease in held]
+            try:
+                found = await log.standing(self._db, places)
+            except Unavailable:
+                continue
+            break
+        for lease in held:
+            self._compare(lease, found[lease.session_id])
+        self._open.set()
+        logger.warning("postgres answers again", extra={"held": len(held), "kept": len(self._leases)})
+
+    def _compare(self, lease: Lease, standing: Standing) -> None:
+        if lease.lost:
+            return
+        if lease.unacked is not None:
+            self._judge(lease, lease.unacked[0], standing)
+        elif not standing.held or (standing.last_seq, standing.last_event_id) != (lease.seq, lease.event_id):
+            self.lose(lease)
+
+
+def _next_kind(lease: Lease) -> type[Write] | None:
+    if lease.unacked is not None:
+        return type(lease.unacked[0])
+    if not lease.queue:
+        return None
+    head = lease.queue[0]
+    return Append if head.make is None else type(head.make(0))
+
+
+def _done_anyway(write: Write, standing: Standing) -> Done:
+    """The answer to a write whose reply was lost: ring once too often rather than never."""
+    return Done(flag=standing.held if isinstance(write, Finish) else True, more=isinstance(write, Finish))
