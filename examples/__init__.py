@@ -1,0 +1,1 @@
+"""Agents and programs to read and to run."""
