@@ -14,10 +14,11 @@ import sys
 
 ACCOUNT = "nobody"
 
-# linux/prctl.h, linux/capability.h
-PR_SET_KEEPCAPS = 8
+# linux/prctl.h, linux/securebits.h, linux/capability.h
+PR_SET_SECUREBITS = 28
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_DAC_OVERRIDE = 1
 
@@ -31,19 +32,26 @@ class _Sets(ctypes.Structure):
 
 
 def become(account: pwd.struct_passwd) -> None:
-    """Give up root for good. A refused capability is no error: the folders may be readable without it."""
-    linux = sys.platform == "linux"
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Give up root for good. That Linux refuses the capability is no error: the folders may be readable without it."""
     os.setgroups([])
     os.setgid(account.pw_gid)
-    if linux:
-        libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    if sys.platform != "linux":
+        os.setuid(account.pw_uid)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Without this bit access(2) ignores capabilities of everybody but root, and initdb asks it for its binaries.
+    libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.setuid(account.pw_uid)
-    if linux:
-        bit = 1 << CAP_DAC_OVERRIDE
-        sets = (_Sets * 2)(_Sets(bit, bit, bit), _Sets(0, 0, 0))
-        libc.capset(ctypes.byref(_Header(CAPABILITY_VERSION_3, 0)), sets)
+    if _set_capabilities(libc, 1 << CAP_DAC_OVERRIDE):
         libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
+    elif not _set_capabilities(libc, 0):
+        raise OSError(ctypes.get_errno(), "cannot give up the capabilities of root")
+
+
+def _set_capabilities(libc: ctypes.CDLL, bits: int) -> bool:
+    """Make these the only ones; False if the kernel refuses, because this process does not have them."""
+    sets = (_Sets * 2)(_Sets(bits, bits, bits), _Sets(0, 0, 0))
+    return bool(libc.capset(ctypes.byref(_Header(CAPABILITY_VERSION_3, 0)), sets) == 0)
 
 
 def main(command: list[str]) -> None:
