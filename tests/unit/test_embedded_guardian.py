@@ -128,6 +128,13 @@ def test_a_folder_is_locked_once_and_can_be_locked_again_after_release(tmp_path:
     second.release()
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match=r"cannot write to the folder '.*/file/below': .* LONGSHIFT_DATA"):
+        FolderLock(tmp_path / "file" / "below").acquire()
+
+
 def test_the_last_line_of_a_log_is_the_one_that_says_what_went_wrong(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_line(log) == "(no log)"

@@ -88,7 +88,6 @@ class LocalPostgres:
                 says which and what to do.
         """
         binaries = _binaries()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
             if self.pid is None:

@@ -132,14 +132,21 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take it; a no-op if this object has it.
+        """Make the folder if need be, and take the lock; a no-op if this object has it.
 
         Raises:
-            ConfigError: another process has it; the message names the folder and the pid.
+            ConfigError: another process has it (the message names folder and pid), or the folder cannot be made.
         """
         if self._descriptor is not None:
             return
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to the folder {str(self.folder)!r}: {error.strerror}:"
+                " set LONGSHIFT_DATA to one that you own"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

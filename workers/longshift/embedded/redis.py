@@ -81,7 +81,6 @@ class LocalRedis:
             ConfigError: there is no Redis on this machine, the folder is in use, or the server does not start.
         """
         binary = _binary()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:
             if self.pid is None:
