@@ -25,7 +25,7 @@ from uuid import UUID
 from longshift.db import log
 from longshift.db.database import Database, UniqueConflict
 from longshift.db.log import Append, Done, Finish, Leave, Standing, Start, Write
-from longshift.errors import InvalidInput, LeaseLost, Unavailable
+from longshift.errors import LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.lease import Entry, Lease
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 RETRY_LOCKED = 0.01  # seconds before a write that met a locked session row is sent again
 RECONNECT = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach Postgres again; the last repeats
 
-Statement = Callable[[Database, Sequence[Any]], Awaitable[dict[UUID, Done]]]
+Statement = Callable[[Database, Sequence[Any]], Awaitable[dict[log.Key, Done]]]
 Item = tuple[Lease, Write]
 
 
@@ -193,12 +193,12 @@ class Journal:
         except Unavailable as error:
             self._doubt(batch, error)
             return
-        except (UniqueConflict, InvalidInput) as error:
+        except Exception as error:  # noqa: BLE001 - a bug must not end the lane, on which every turn of the worker depends
             await self._isolate(lane, batch, error)
             return
         missing = []
         for lease, write in batch:
-            done = answers.get(write.session_id)
+            done = answers.get(write.key)
             if done is None:
                 missing.append((lease, write))
             else:
@@ -225,7 +225,7 @@ class Journal:
             self._doubt(missing, error)
             return
         for lease, write in missing:
-            self._judge(lease, write, found[lease.session_id], delay=RETRY_LOCKED)
+            self._judge(lease, write, found[lease.key], delay=RETRY_LOCKED)
 
     def _doubt(self, batch: list[Item], error: Unavailable) -> None:
         """No answer: each of these writes may have happened or not. ``_recover`` will find out."""
@@ -235,6 +235,8 @@ class Journal:
 
     def _judge(self, lease: Lease, write: Write, standing: Standing, *, delay: float = 0) -> None:
         lease.in_flight = False
+        if lease.lost:  # given up while the statement was under way
+            return
         if standing.event_id == write.events[0].id:
             self._acknowledge(lease, _done_anyway(write, standing))
         elif standing.held and standing.event_id is None and standing.last_seq == lease.seq:
@@ -246,6 +248,8 @@ class Journal:
 
     def _acknowledge(self, lease: Lease, done: Done) -> None:
         lease.in_flight = False
+        if lease.lost:
+            return
         assert lease.unacked is not None
         write, entries = lease.unacked
         lease.unacked = None
@@ -262,6 +266,8 @@ class Journal:
     def _refuse(self, lease: Lease, error: Exception) -> None:
         """A value cannot be stored. Merged appends are tried one by one, so that only the bad one fails."""
         lease.in_flight = False
+        if lease.lost:
+            return
         assert lease.unacked is not None
         write, entries = lease.unacked
         if len(entries) > 1:
@@ -315,7 +321,7 @@ class Journal:
                 continue
             break
         for lease in held:
-            self._compare(lease, found[lease.session_id])
+            self._compare(lease, found[lease.key])
         self._open.set()
         logger.warning("postgres answers again", extra={"held": len(held), "kept": len(self._leases)})
 

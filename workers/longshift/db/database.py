@@ -20,6 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from longshift.errors import ConfigError, InvalidInput, Unavailable
 
 Params = Mapping[str, Any]
+_REFUSED = (  # this value will never be accepted: sending it again is no use
+    psycopg.errors.DataError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,  # nested too deep for the server's stack; an OperationalError to the driver
+)
 _RETRY = (  # the server refused this statement, not this data: the same may succeed a moment later
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
@@ -116,6 +121,8 @@ class translated:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UnicodeEncodeError):  # a lone surrogate: the driver raises it before it sends anything
+            raise InvalidInput(f"Postgres refuses this value: {error}") from error
         if error is None or not isinstance(error, DBAPIError | TimeoutError | InvalidRequestError | OSError):
             return
         if isinstance(error, TimeoutError):
@@ -131,7 +138,7 @@ class translated:
         cause = error.orig
         if isinstance(cause, psycopg.errors.UniqueViolation):
             raise UniqueConflict(cause.diag.constraint_name or "") from error
-        if isinstance(cause, psycopg.errors.DataError | psycopg.errors.ProgramLimitExceeded):
+        if isinstance(cause, _REFUSED):
             raise InvalidInput(f"Postgres refuses this value: {reason(error)}") from error
         if (
             error.connection_invalidated

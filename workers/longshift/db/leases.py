@@ -18,12 +18,15 @@ from longshift.db.database import Database
 from longshift.db.views import TURN_COLUMNS, turn_record
 from longshift.model import AgentRecord, Claim, Json, MailKind, MailRecord, TurnRecord
 
+# The worker must have its row and no tombstone: a lease of somebody whose tombstone is long forgotten would never be
+# rescued. The snapshot may be a little old; a claim that slips past its own tombstone is what the repeated rescue is for.
 CLAIM = text("""
 WITH c AS MATERIALIZED (
     SELECT id FROM sessions
      WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker IS NULL AND ready_at <= clock_timestamp()
+       AND EXISTS (SELECT 1 FROM workers w WHERE w.id = CAST(:worker AS uuid) AND w.dead_at IS NULL)
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE sessions s SET lease_worker = :worker, lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
+UPDATE sessions s SET lease_worker = CAST(:worker AS uuid), lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
        dispatched_at = NULL, head_waiting = false
   FROM c WHERE s.id = c.id
 RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq""")
