@@ -104,6 +104,8 @@ class LocalPostgres:
         if self._child is not None:
             self._child.stop()
             self._child = None
+            with suppress(OSError):  # not empty after a SIGKILL: the next start clears it
+                _socket_folder(self.folder).rmdir()
         self._lock.release()
 
     def restart(self, *, immediate: bool = False) -> None:
