@@ -1,3 +1,50 @@
-"""Longshift: a queue-driven worker fleet for agent jobs that take minutes to days and outlive their workers."""
+"""Longshift: long-running agent jobs on a fleet of workers that share nothing.
 
-__all__: list[str] = []
+What an agent's author needs is here; everything else has a module of its own::
+
+    from longshift import Turn, agent, step
+
+    @step
+    async def read(url: str) -> str: ...
+
+    @agent("summary", version="1")
+    async def summary(turn: Turn, url: str) -> str:
+        return (await read(url))[:100]
+"""
+
+from longshift.agent import Agent, agent, step
+from longshift.errors import (
+    ArtifactCorrupt,
+    Conflict,
+    InvalidInput,
+    LongshiftError,
+    NotFound,
+    StepFailed,
+    StepTimeout,
+    Unavailable,
+    UsageError,
+)
+from longshift.execution import Artifact, Passage
+from longshift.steps import Retry
+from longshift.turn import State, Turn, emit
+
+__all__ = [
+    "Agent",
+    "Artifact",
+    "ArtifactCorrupt",
+    "Conflict",
+    "InvalidInput",
+    "LongshiftError",
+    "NotFound",
+    "Passage",
+    "Retry",
+    "State",
+    "StepFailed",
+    "StepTimeout",
+    "Turn",
+    "Unavailable",
+    "UsageError",
+    "agent",
+    "emit",
+    "step",
+]

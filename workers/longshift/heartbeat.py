@@ -1,0 +1,163 @@
+"""A worker's heartbeat: a thread with a connection of its own, so that a stalled event loop is noticed and not mistaken.
+
+each beat   writes heartbeat_at, the age of the loop's last tick, and how much is running
+zero rows   somebody declared this worker dead: it takes a new id, and all its turns are dropped
+no answer   Postgres is away: the journal is told; nobody is declared dead for it
+no tick     the loop has stalled past its limit: all stacks are written, and the process ends with code 70
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from longshift.clock import Clock
+from longshift.config import Config
+from longshift.db.liveness import Liveness, Pulse
+from longshift.errors import Unavailable
+from longshift.model import new_id
+
+logger = logging.getLogger(__name__)
+STALLED = 70
+"""Exit code of a process whose event loop stopped (EX_SOFTWARE)."""
+TICK = 0.25
+"""Seconds between two ticks of the loop."""
+
+
+@dataclass(slots=True)
+class Load:
+    """What the loop tells the thread: written by one, read by the other."""
+
+    tick: float
+    running: int = 0
+    draining: bool = False
+
+
+class Heartbeat:
+    """The thread, and the worker's identity, which it may have to change."""
+
+    def __init__(
+        self,
+        liveness: Liveness,
+        *,
+        config: Config,
+        host: str,
+        clock: Clock,
+        on_reborn: Callable[[UUID], None],
+        on_silence: Callable[[str], None],
+    ) -> None:
+        self._liveness = liveness
+        self._config = config
+        self._host = host
+        self._clock = clock
+        self._on_reborn = on_reborn
+        self._on_silence = on_silence
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.load = Load(tick=clock.monotonic())
+        self.worker_id = new_id()
+
+    @property
+    def leader(self) -> bool:
+        """Whether this worker is the fleet's sweeper."""
+        return self._liveness.leader
+
+    @property
+    def connected_at(self) -> datetime | None:
+        """Since when (database clock) the liveness connection has stood."""
+        return self._liveness.connected_at
+
+    def register(self) -> None:
+        """Make the worker's row; blocking.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+        """
+        self._register(self.worker_id)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say goodbye and end the thread; blocking."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+        try:
+            self._liveness.retire(self.worker_id)
+        except Unavailable:
+            logger.warning("could not sign off, the sweeper will notice")
+        self._liveness.close()
+
+    def _register(self, worker_id: UUID) -> None:
+        self._liveness.register(
+            worker_id, host=self._host, pid=os.getpid(), queues=self._config.queues, capacity=self._config.capacity
+        )
+
+    def _run(self) -> None:
+        watch = Watchdog(self._config.loop_limit, tick=self.load.tick)
+        interval = self._config.heartbeat.total_seconds()
+        while not self._stop.wait(interval):
+            if watch.stalled(self.load.tick, after=interval):
+                _die(watch.silent)
+            try:
+                self._beat()
+            except Unavailable as error:
+                self._tell(self._on_silence, str(error))
+            except Exception:
+                logger.exception("heartbeat failed")
+
+    def _beat(self) -> None:
+        age = timedelta(seconds=max(0.0, self._clock.monotonic() - self.load.tick))
+        pulse = Pulse(self.load.running, age, self.load.draining)
+        if self._liveness.beat(self.worker_id, pulse, want_leader=not self.load.draining) is None:
+            reborn = new_id()
+            self._register(reborn)
+            logger.error("declared dead, going on under a new id", extra={"worker_id": self.worker_id.hex})
+            self.worker_id = reborn
+            self._tell(self._on_reborn, reborn)
+
+    def _tell(self, function: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+class Watchdog:
+    """Adds up the time for which the loop has not ticked *while this thread was running*.
+
+    A process that was stopped (SIGSTOP) and continued finds an old tick at once; the loop gets its chance first.
+    """
+
+    def __init__(self, limit: timedelta, *, tick: float) -> None:
+        self._limit = limit.total_seconds()
+        self._tick = tick
+        self.silent = 0.0
+
+    def stalled(self, tick: float, *, after: float) -> bool:
+        self.silent = 0.0 if tick != self._tick else self.silent + after
+        self._tick = tick
+        return self.silent >= self._limit
+
+
+def _die(silent: float) -> None:
+    logger.critical("event loop stalled, ending the process", extra={"seconds": silent})
+    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+    os._exit(STALLED)
+
+
+async def tick(load: Load, *, clock: Clock) -> None:
+    """Prove, for ever, that the loop turns."""
+    while True:
+        load.tick = clock.monotonic()
+        await asyncio.sleep(TICK)

@@ -1,0 +1,118 @@
+"""What a running turn reaches the world through: the journal for facts, Redis for deltas, the object store for bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from longshift.artifacts import ArtifactStore, read_verified
+from longshift.clock import Clock
+from longshift.db import files, passages
+from longshift.db.database import Database
+from longshift.errors import NotFound, Unavailable
+from longshift.events import NewEvent
+from longshift.execution import Artifact, Passage
+from longshift.journal import Journal
+from longshift.lease import Lease
+from longshift.model import ArtifactRecord, Prefix, TurnRecord, show_id
+from longshift.notices import Notices
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What all turns of a worker share."""
+
+    db: Database
+    journal: Journal
+    notices: Notices
+    store: ArtifactStore
+    clock: Clock
+    step_threads: ThreadPoolExecutor
+    agent_threads: ThreadPoolExecutor
+    step_timeout: timedelta
+    max_event: int
+
+    async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Call ``function(db, ...)`` until Postgres answers; the journal says when it is back."""
+        while True:
+            try:
+                return await function(self.db, *args, **kwargs)
+            except Unavailable as error:
+                self.journal.suspect(str(error))
+                await self.journal.ready()
+
+
+class TurnPort:
+    """The ``Port`` of one turn on a worker."""
+
+    def __init__(self, outside: Outside, lease: Lease, record: TurnRecord) -> None:
+        self._outside = outside
+        self._lease = lease
+        self._record = record
+        self.clock = outside.clock
+        self.step_timeout = outside.step_timeout
+        self.max_event = outside.max_event
+
+    async def append(self, events: Sequence[NewEvent]) -> None:
+        await self._outside.journal.append(self._lease, events)
+        self._outside.notices.log_grew(self._lease.session_id, self._lease.seq)
+
+    async def ready(self) -> None:
+        await self._outside.journal.ready()
+
+    def emit(self, text: str, *, step: str, attempt: int) -> None:
+        self._outside.notices.delta(
+            text, session_id=self._record.session_id, turn_id=self._record.id, step=step, attempt=attempt
+        )
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._outside.step_threads, function)
+
+    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
+        sha256 = hashlib.sha256(data).hexdigest()
+        tenant = self._record.tenant_id
+        await self._outside.store.put(files.first_key(tenant, sha256), data, size=len(data), content_type=content_type)
+        new = files.NewArtifact(sha256=sha256, size=len(data), content_type=content_type, name=name, id=artifact_id)
+        record, _ = await self._outside.asking(files.add, new, tenant_id=tenant)
+        return shown(record)
+
+    async def get_artifact(self, artifact_id: UUID) -> bytes:
+        record = await self._outside.asking(files.find, artifact_id, tenant_id=self._record.tenant_id)
+        if record is None:
+            raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
+        return await read_verified(self._outside.store, record.key, sha256=record.sha256)
+
+    async def index(self, source: str, texts: Sequence[str], /) -> int:
+        return await self._outside.asking(
+            passages.add, texts, tenant_id=self._record.tenant_id, session_id=self._record.session_id, source=source
+        )
+
+    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]:
+        rows = await self._outside.asking(
+            passages.find,
+            query,
+            tenant_id=self._record.tenant_id,
+            session_id=self._record.session_id,
+            sources=sources,
+            limit=limit,
+        )
+        return [Passage(source=r.source, ordinal=r.ordinal, text=r.text, score=round(r.score, 6)) for r in rows]
+
+
+def shown(record: ArtifactRecord) -> Artifact:
+    """The pointer that agents and clients see."""
+    return Artifact(
+        id=show_id(Prefix.ARTIFACT, record.id),
+        name=record.name,
+        size=record.size,
+        sha256=record.sha256,
+        content_type=record.content_type,
+    )

@@ -1,0 +1,168 @@
+"""Replay: which recorded result belongs to which call.
+
+After a resume the agent's code runs again from its first line; a step whose result is recorded returns it instead of
+running. A call is recognised by its **replay key**: the branch it is made in, the step's name, and the how-manieth such call
+it is in that branch, written ``branch/name#n``. Branches are the coroutines given to ``turn.gather``, and any task that
+the agent starts by itself; each counts for itself, so that they may overtake each other.
+
+The digest of the arguments is a check. Recorded calls of the same name match by digest first; a recorded step whose
+arguments changed still wins, since its effect has happened, and the difference is reported as ``diverged``.
+
+This module is pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from longshift.errors import UsageError
+from longshift.events import Event, Kind
+from longshift.model import Json
+
+_NAME = re.compile(r"[^/#~\x00-\x1f]{1,128}\Z")
+_REPLAYED = frozenset(
+    {
+        Kind.STEP_COMPLETED,
+        Kind.STEP_FAILED,
+        Kind.VALUE_RECORDED,
+        Kind.WAIT_BEGUN,
+        Kind.WAIT_ENDED,
+        Kind.STATE_CHANGED,
+        Kind.MESSAGE_SAID,
+    }
+)
+
+
+def check_name(name: str) -> str:
+    """``name`` if it can be part of a replay key; it is a wire format, so choose it for good.
+
+    Raises:
+        UsageError: empty, too long, or with a character that keys use.
+    """
+    if not _NAME.match(name):
+        raise UsageError(
+            f"{name!r} cannot name a step: use 1 to 128 characters without '/', '#', '~' and control characters"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the log knows about one call."""
+
+    key: str
+    kind: str
+    payload: Mapping[str, Json]
+
+    @property
+    def digest(self) -> str:
+        return str(self.payload.get("digest", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call in its place: its key, and what is recorded of it (None: it has to run)."""
+
+    key: str
+    recorded: Recorded | None
+    diverged: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Scope:
+    """One branch of a turn: its own counters, its own random numbers, its own time."""
+
+    path: str
+    now: datetime
+    seed: str
+    owner: object | None = None  # the task that runs it; None: any (the agent runs in a thread)
+    counters: Counter[str] = field(default_factory=Counter)
+    forks: int = 0
+    random: Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = Random(f"{self.seed}/{self.path}")
+
+    def fork(self, mark: str, *, owner: object | None = None) -> Scope:
+        """A branch below this one; ``mark`` is unique in this scope."""
+        return Scope(path=f"{self.path}{mark}/", now=self.now, seed=self.seed, owner=owner)
+
+    def next_fork(self) -> int:
+        self.forks += 1
+        return self.forks - 1
+
+
+class Replay:
+    """The recorded calls of one turn, each handed out once."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        latest: dict[str, Recorded] = {}
+        self.diverged: set[str] = set()
+        for event in events:
+            if event.key is None:
+                continue
+            if event.kind in _REPLAYED:
+                latest[event.key] = Recorded(event.key, event.kind, event.payload)
+            elif event.kind == Kind.TURN_DIVERGED:
+                self.diverged.add(event.key)
+        self._taken = set(latest)
+        self._waiting: dict[str, dict[int, Recorded]] = defaultdict(dict)
+        for key, recorded in latest.items():
+            base, _, number = key.rpartition("#")
+            self._waiting[base][int(number)] = recorded
+
+    def call(self, scope: Scope, name: str, *, digest: str) -> Call:
+        """The next call of ``name`` in ``scope``: what is recorded of it, else the key under which to record it."""
+        base = f"{scope.path}{name}"
+        place = scope.counters[base]
+        scope.counters[base] += 1
+        waiting = self._waiting.get(base, {})
+        same = min((n for n, recorded in waiting.items() if recorded.digest == digest), default=None)
+        if same is not None:
+            return Call(waiting[same].key, waiting.pop(same))
+        if place in waiting:
+            recorded = waiting.pop(place)
+            return Call(recorded.key, recorded, diverged=recorded.key not in self.diverged)
+        while f"{base}#{place}" in self._taken:  # its record was handed to a call with the same arguments
+            place += 1
+        key = f"{base}#{place}"
+        self._taken.add(key)
+        return Call(key, None)
+
+    @property
+    def unused(self) -> list[str]:
+        """Keys of recorded calls that the code has not made (yet)."""
+        return sorted(r.key for waiting in self._waiting.values() for r in waiting.values())
+
+
+def digest_of(name: str, arguments: Mapping[str, Any]) -> str:
+    """16 hex digits that change when the arguments do; what cannot be written as JSON counts by its type."""
+    text = json.dumps(to_json(arguments), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(f"{name}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def to_json(value: Any) -> Json:
+    def by_type(other: Any) -> str:
+        return f"<{type(other).__module__}.{type(other).__qualname__}>"
+
+    try:
+        return to_jsonable_python(value, fallback=by_type, inf_nan_mode="strings", bytes_mode="base64")
+    except (PydanticSerializationError, ValueError, RecursionError):
+        return by_type(value)
+
+
+def derived_id(root: UUID, *parts: str) -> UUID:
+    """The same UUID for the same turn and place, on every replay."""
+    digest = hashlib.sha256("\n".join((root.hex, *parts)).encode()).digest()
+    return UUID(bytes=digest[:16], version=4)

@@ -1,0 +1,111 @@
+"""Steps: the smallest durable units. A step's result is recorded once, and replayed ever after."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from longshift.errors import UsageError
+from longshift.events import storable
+from longshift.replay import check_name, digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a step is tried, and how long it pauses between: full jitter below an exponential ceiling.
+
+    ``on`` lists the exceptions worth another try; a timeout of the step counts as ``TimeoutError``. Jitter after Brooker,
+    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+
+    attempts: int = 3
+    first: timedelta = timedelta(milliseconds=200)
+    longest: timedelta = timedelta(seconds=30)
+    on: tuple[type[Exception], ...] = (Exception,)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise UsageError(f"Retry(attempts={self.attempts}): a step is tried at least once")
+
+    def again(self, error: Exception, *, attempt: int) -> bool:
+        return attempt < self.attempts and isinstance(error, self.on) and not isinstance(error, UsageError)
+
+    def pause(self, attempt: int, *, random: Random) -> float:
+        """Seconds to wait after the ``attempt``-th failure."""
+        ceiling = min(self.longest.total_seconds(), self.first.total_seconds() * 2 ** (attempt - 1))
+        return random.uniform(0, ceiling)
+
+
+ONCE = Retry(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class StepDefinition:
+    """A function that is run as a step: how it is called, named, retried, and how its result is written."""
+
+    name: str
+    function: Callable[..., Any]
+    retry: Retry = ONCE
+    timeout: timedelta | None = None
+    signature: inspect.Signature = field(init=False)
+    is_async: bool = field(init=False)
+    _adapter: list[TypeAdapter[Any]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        object.__setattr__(self, "signature", inspect.signature(self.function))
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
+
+    @property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Built when first needed: annotations may name what is defined later in the module."""
+        if not self._adapter:
+            self._adapter.append(result_adapter(self.function))
+        return self._adapter[0]
+
+    def digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        """Digest of the arguments, the same whether they were given by place or by name."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return digest_of(self.name, bound.arguments)
+
+    def encode(self, value: Any) -> str:
+        """The result as JSON text.
+
+        Raises:
+            UsageError: it cannot be written as JSON under the step's return type.
+        """
+        try:
+            text = self.adapter.dump_json(value, warnings="error").decode()
+        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"step {self.name!r} returned a {type(value).__name__} that cannot be recorded as JSON: annotate the "
+                f"return type with what it returns, or return plain data ({str(error).splitlines()[0]})"
+            ) from None
+        return storable(text)
+
+    def decode(self, text: str) -> Any:
+        """The result as the agent sees it; always read back from its JSON, so that run and replay agree."""
+        try:
+            return self.adapter.validate_json(text)
+        except ValidationError as error:
+            raise UsageError(
+                f"the recorded result of step {self.name!r} does not fit its return type: {error.errors()[0]['msg']}. "
+                "A step's return type may grow, not change: give the changed step a new name"
+            ) from None
+
+
+def result_adapter(function: Callable[..., Any]) -> TypeAdapter[Any]:
+    """For the return annotation of ``function``; without one, any JSON."""
+    try:
+        annotation = get_type_hints(function, include_extras=True).get("return", Any)
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
+        annotation = Any
+    return TypeAdapter(annotation)

@@ -1,0 +1,126 @@
+"""The sweeper: maintenance in every worker, active in one (the leader, who holds a lock; see db/liveness.py).
+
+    rescue    declare silent workers dead, release what they held, ring
+    ring      ready sessions whose wake-up was lost: never more than the free slots that no wake-up is on its way to
+    promote   scheduled turns whose time has come
+    expire    turns past their deadline
+    forget    old idempotency keys and tombstones
+
+Defaults are settings (``LONGSHIFT_SWEEP``, ``_RERING``, ``_LEASE_TTL``, ``_LOCK_GRACE``). What can go wrong: while no worker
+lives, nothing is swept; while Postgres is away, nobody is declared dead, and the clock of suspicion starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+from longshift.clock import Clock
+from longshift.config import Config
+from longshift.db import intake, upkeep
+from longshift.db.database import Database
+from longshift.db.upkeep import Verdict
+from longshift.errors import Unavailable
+from longshift.heartbeat import Heartbeat
+from longshift.hot import Hot
+from longshift.model import MailKind
+
+logger = logging.getLogger(__name__)
+
+TRICKLE = 10
+"""Sessions rung in a pass even while wake-ups are queued: one of those may have been lost for good."""
+TRICKLE_AFTER = timedelta(seconds=30)
+FORGET_EVERY = timedelta(minutes=5)
+KEYS_AFTER = timedelta(hours=24)
+WORKERS_AFTER = timedelta(days=1)
+"""A TTL, many times over: a tombstone protects against the claim of a worker that wakes from a long pause."""
+
+
+class Sweeper:
+    """Passes over the database for as long as this worker leads."""
+
+    def __init__(self, db: Database, hot: Hot, *, heartbeat: Heartbeat, config: Config, clock: Clock) -> None:
+        self._db = db
+        self._hot = hot
+        self._heartbeat = heartbeat
+        self._config = config
+        self._clock = clock
+        self._trusted_since: datetime | None = None
+        self._last_pass = clock.monotonic()
+        self._last_forget = 0.0
+
+    async def run(self) -> None:
+        """A pass, a pause, for ever; followers only pause."""
+        while True:
+            await asyncio.sleep(self._config.sweep.total_seconds())
+            if self._heartbeat.leader:
+                await self.sweep()
+            else:
+                self._trusted_since = None
+
+    async def sweep(self) -> None:
+        """One pass of every service; one that fails does not keep the others from their work."""
+        for service in (self.rescue, self.promote, self.expire, self.ring, self.forget):
+            await self._guarded(service)
+        self._last_pass = self._clock.monotonic()
+
+    async def _guarded(self, service: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await service()
+        except Unavailable as error:
+            self._trusted_since = None
+            logger.warning("sweeper pass put off", extra={"reason": str(error)})
+        except Exception:
+            logger.exception("sweeper pass failed", extra={"service": service.__name__})
+
+    async def rescue(self) -> None:
+        """Only what has been watched without a break is believed to be silent."""
+        pause = self._clock.monotonic() - self._last_pass
+        if self._trusted_since is None or pause > self._config.lock_grace.total_seconds():
+            self._trusted_since = await upkeep.database_now(self._db)
+        since = max(self._trusted_since, self._heartbeat.connected_at or self._trusted_since)
+        verdict = Verdict(self._config.lease_ttl, self._config.lock_grace, since)
+        dead = await upkeep.tombstone(self._db, verdict)
+        released, rung = await upkeep.rescue(self._db)
+        if dead or released:
+            logger.warning("workers declared dead", extra={"workers": [w.hex for w in dead], "leases": released})
+        await self._hot.ring(rung)
+
+    async def promote(self) -> None:
+        await self._hot.ring(await upkeep.promote(self._db))
+
+    async def expire(self) -> None:
+        overdue = await upkeep.overdue(self._db)
+        if overdue:
+            reason = "the turn's deadline has passed"
+            rung = await intake.end_turns(self._db, overdue, tenant_id=None, kind=MailKind.EXPIRE, reason=reason)
+            await self._hot.ring(rung)
+
+    async def ring(self) -> None:
+        queues = await upkeep.ready_queues(self._db)
+        if not queues:
+            return
+        free = await upkeep.free_slots(self._db)
+        out = await self._hot.backlog(queues)
+        if out is None:  # Redis is away: ringing would only mark sessions as rung
+            return
+        for queue in queues:
+            room = free.get(queue, 0) - out[queue]
+            if room > 0:
+                await self._ring(queue, patience=self._config.rering, limit=min(room, 5000))
+            else:
+                await self._ring(queue, patience=TRICKLE_AFTER, limit=TRICKLE)
+
+    async def _ring(self, queue: str, *, patience: timedelta, limit: int) -> None:
+        sessions = await upkeep.undispatched(self._db, queue=queue, patience=patience, limit=limit)
+        if sessions:
+            logger.info("rung again", extra={"queue": queue, "sessions": len(sessions)})
+        await self._hot.ring((session_id, queue) for session_id in sessions)
+
+    async def forget(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._last_forget > FORGET_EVERY.total_seconds():
+            self._last_forget = now
+            await upkeep.forget(self._db, keys_after=KEYS_AFTER, workers_after=WORKERS_AFTER)

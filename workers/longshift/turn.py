@@ -1,0 +1,205 @@
+"""What an agent's author holds: one turn of a session."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any, ParamSpec, TypeVar, cast, overload
+from uuid import UUID
+
+from longshift.events import Kind
+from longshift.execution import Artifact, Execution, Passage, current, running_step
+from longshift.model import Json, Prefix, parse_id, show_id
+from longshift.replay import derived_id
+from longshift.steps import Retry, StepDefinition
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Turn:
+    """One turn of a session, inside its agent.
+
+    Code between steps runs again after a resume: whatever must not, belongs into a step. ``now()``, ``uuid()`` and
+    ``random`` give the same values on every replay.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self.state = State(execution)
+
+    @property
+    def id(self) -> str:
+        """``turn_...``, as clients know it."""
+        return show_id(Prefix.TURN, self._execution.record.id)
+
+    @property
+    def session_id(self) -> str:
+        return show_id(Prefix.SESSION, self._execution.record.session_id)
+
+    @property
+    def attempt(self) -> int:
+        """1 on the first run, more after an interrupt; do not let results depend on it."""
+        return self._execution.attempt
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._execution.record.metadata
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Json]]:
+        """The session's messages up to here: ``{"role", "content", "turn_id"}``, this turn's input included."""
+        return tuple(self._execution.context.history)
+
+    # -- the same on every replay
+
+    def now(self) -> datetime:
+        """Aware UTC: when the last step or wait of this branch ended (at first: when the turn started)."""
+        return self._execution.scope().now
+
+    def uuid(self) -> UUID:
+        """A new UUID, the same on every replay."""
+        scope = self._execution.scope()
+        scope.counters["$uuid"] += 1
+        return derived_id(self._execution.record.root_turn_id, scope.path, "$uuid", str(scope.counters["$uuid"]))
+
+    @property
+    def random(self) -> Random:
+        """This branch's random numbers, the same on every replay."""
+        return self._execution.scope().random
+
+    # -- steps and branches
+
+    @overload
+    async def step(
+        self, name: str, function: Callable[P, Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+    ) -> R: ...
+
+    @overload
+    async def step(self, name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run somebody else's function as a step called ``name``; one that is not async runs in a thread.
+
+        Raises:
+            StepFailed: it raised.
+        """
+        definition = getattr(function, "__longshift_step__", None)
+        if definition is None:
+            definition = StepDefinition(name, function)
+        else:
+            definition = StepDefinition(name, definition.function, definition.retry, definition.timeout)
+        return await self._execution.perform(definition, args, kwargs)
+
+    async def gather(self, *branches: Awaitable[T]) -> list[T]:
+        """Run branches side by side; each counts its steps for itself. Results in the order given."""
+        return await self._execution.gather(branches)
+
+    async def sleep(self, duration: timedelta | float) -> None:
+        """Let ``duration`` (seconds, or a timedelta) pass; from a second on, without holding a worker."""
+        length = duration if isinstance(duration, timedelta) else timedelta(seconds=duration)
+        await self._execution.wait_until("$sleep", self._execution.port.clock.now() + length)
+
+    def sync(self, awaitable: Awaitable[T]) -> T:
+        """For agents that are not async: wait for ``awaitable``, for example ``turn.sync(turn.sleep(60))``.
+
+        Raises:
+            UsageError: called in an async agent, where ``await`` does it.
+        """
+        return self._execution.from_thread(awaitable)
+
+    # -- what the session keeps
+
+    async def say(self, content: Json, *, role: str = "assistant") -> None:
+        """Add a message to the session's history."""
+        message = {"role": role, "content": content}
+        said = await self._execution.value("$say", Kind.MESSAGE_SAID, message)
+        turn = self._execution.record.id.hex
+        self._execution.context.history.append({"role": said["role"], "content": said["content"], "turn_id": turn})
+
+    async def artifact(self, name: str, data: bytes | str, *, content_type: str | None = None) -> Artifact:
+        """Keep bytes in the cold tier and get a pointer to them; stored before the pointer is recorded."""
+        raw = data.encode() if isinstance(data, str) else data
+        kind = content_type or ("text/plain; charset=utf-8" if isinstance(data, str) else "application/octet-stream")
+        digest = hashlib.sha256(raw).hexdigest()
+        place = running_step()
+        identity = derived_id(
+            self._execution.record.root_turn_id, place.key if place else self._execution.scope().path, name, digest
+        )
+
+        async def put(name: str, sha256: str, content_type: str) -> Artifact:
+            return await self._execution.port.put_artifact(identity, name=name, data=raw, content_type=content_type)
+
+        return cast(Artifact, await self._inner("$artifact", put, name, digest, kind))
+
+    async def read(self, artifact: Artifact | str) -> bytes:
+        """The bytes of an artifact of this tenant, verified against their hash.
+
+        Raises:
+            NotFound: there is no such artifact.
+            ArtifactCorrupt: the store no longer holds those bytes.
+        """
+        identity = artifact if isinstance(artifact, str) else artifact.id
+        return await self._execution.port.get_artifact(parse_id(Prefix.ARTIFACT, identity))
+
+    async def index(self, source: str, passages: Sequence[str]) -> int:
+        """Make passages of ``source`` findable by ``recall`` in this session; their number."""
+        return cast(int, await self._inner("$index", self._execution.port.index, source, list(passages)))
+
+    async def recall(self, query: str, *, sources: Sequence[str] | None = None, limit: int = 8) -> list[Passage]:
+        """The passages of this session that answer ``query`` best, by full-text rank."""
+        port = self._execution.port
+
+        async def find(query: str, sources: Sequence[str] | None, limit: int) -> list[Passage]:
+            return await port.recall(query, sources=sources, limit=limit)
+
+        return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
+
+    async def _inner(self, name: str, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        """Between steps: a step of its own. Inside a step: part of that step."""
+        if running_step() is not None:
+            return await function(*args)
+        return await self._execution.perform(StepDefinition(name, function, INNER), args, {})
+
+
+INNER = Retry(attempts=5, on=(Exception,))
+
+
+class State(Mapping[str, Json]):
+    """What the agent remembers from turn to turn of its session: read like a mapping, written with ``await set(...)``."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    def __getitem__(self, name: str) -> Json:
+        return self._execution.context.state[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._execution.context.state)
+
+    def __len__(self) -> int:
+        return len(self._execution.context.state)
+
+    async def set(self, name: str, value: Json) -> None:
+        """Remember ``value`` (JSON) under ``name``; durable when this returns."""
+        recorded = await self._execution.value("$state", Kind.STATE_CHANGED, {"set": {name: value}})
+        self._execution.context.state.update(recorded.get("set", {}))
+
+    async def unset(self, name: str) -> None:
+        """Forget ``name``, if it is there."""
+        recorded = await self._execution.value("$state", Kind.STATE_CHANGED, {"unset": [name]})
+        for gone in recorded.get("unset", ()):
+            self._execution.context.state.pop(gone, None)
+
+
+def emit(text: str) -> None:
+    """Show ``text`` to whoever follows the turn, now: a delta, lossy and never recorded. Outside a turn: nothing."""
+    execution, step = current(), running_step()
+    if execution is not None and execution.is_live:
+        execution.port.emit(text, step=step.definition.name if step else "", attempt=step.attempt if step else 0)
+
+
+__all__ = ["Artifact", "Passage", "State", "Turn", "emit"]

@@ -1,0 +1,261 @@
+"""A worker process: claims sessions when woken, runs their turns, keeps its sign of life, drains when asked to stop.
+
+It is the ``Runtime`` that the Celery app feeds with wake-ups. Everything here runs in one event loop; the heartbeat has a
+thread of its own, plain agents and steps have bounded pools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from longshift.agent import Agents
+from longshift.artifacts import open_store
+from longshift.clock import SYSTEM, Clock
+from longshift.config import Config
+from longshift.db import leases
+from longshift.db.database import Database
+from longshift.db.liveness import Liveness
+from longshift.errors import Unavailable
+from longshift.heartbeat import Heartbeat, tick
+from longshift.hot import Hot
+from longshift.journal import Journal
+from longshift.lease import Lease
+from longshift.model import TurnRecord
+from longshift.notices import Notices
+from longshift.port import Outside
+from longshift.runner import Run, Runner
+from longshift.sweeper import Sweeper
+
+logger = logging.getLogger(__name__)
+
+CLAIM_AT_ONCE = 200
+RECONCILE_EVERY = timedelta(seconds=5)
+RECONCILE_AGE = timedelta(seconds=5)
+"""A lease that the database has and memory has not: younger than this, its claim may still be on its way back."""
+
+
+@dataclass(slots=True)
+class Wish:
+    """The sessions of one wake-up, and who waits until they were tried."""
+
+    sessions: list[UUID]
+    tried: asyncio.Future[None]
+
+
+class Worker:
+    """The runtime of one worker process."""
+
+    def __init__(self, config: Config, agents: Agents, *, clock: Clock = SYSTEM) -> None:
+        self._config = config
+        self._agents = agents
+        self._clock = clock
+        self._runs: dict[tuple[UUID, int], tuple[Run, asyncio.Task[None]]] = {}
+        self._wishes: deque[Wish] = deque()
+        self._wished = asyncio.Event()
+        self._freed = asyncio.Event()
+        self._draining = False
+        self._services: list[asyncio.Task[None]] = []
+
+    # -- life
+
+    async def start(self) -> None:
+        """Connect, register, begin to serve.
+
+        Raises:
+            Unavailable: Postgres does not answer.
+            ConfigError: a setting is missing.
+        """
+        config = self._config
+        url = config.require("database_url")
+        self._db = Database(url, size=config.pool_size, connect_timeout=config.connect_timeout, name="longshift-worker")
+        self._hot = Hot(config.require("redis_url"))
+        self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
+        self._journal = Journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
+        self._notices = Notices(self._hot)
+        self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in ("step", "agent")]
+        outside = Outside(
+            db=self._db,
+            journal=self._journal,
+            notices=self._notices,
+            store=self._store,
+            clock=self._clock,
+            step_threads=self._threads[0],
+            agent_threads=self._threads[1],
+            step_timeout=config.step_timeout,
+            max_event=config.max_event,
+        )
+        self._runner = Runner(outside, self._agents)
+        await leases.serve(self._db, self._agents.describe())
+        self._heartbeat = Heartbeat(
+            Liveness(url, connect_timeout=config.connect_timeout),
+            config=config,
+            host=socket.gethostname(),
+            clock=self._clock,
+            on_reborn=self._reborn,
+            on_silence=self._journal.suspect,
+        )
+        await asyncio.to_thread(self._heartbeat.register)
+        self._worker_id = self._heartbeat.worker_id
+        self._journal.start_lanes()
+        self._sweeper = Sweeper(self._db, self._hot, heartbeat=self._heartbeat, config=config, clock=self._clock)
+        self._services = [
+            asyncio.create_task(service, name=name)
+            for name, service in (
+                ("tick", tick(self._heartbeat.load, clock=self._clock)),
+                ("claims", self._claim_forever()),
+                ("mail", self._look_for_mail()),
+                ("reconcile", self._reconcile()),
+                ("notices", self._notices.run()),
+                ("sweeper", self._sweeper.run()),
+            )
+        ]
+        for service in self._services:
+            service.add_done_callback(_report)
+        self._heartbeat.start(asyncio.get_running_loop())
+        logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
+
+    async def drain(self) -> None:
+        """Take no more; let running steps finish within the grace, leave every turn at its last step."""
+        self._draining = self._heartbeat.load.draining = True
+        for run, _ in self._runs.values():
+            run.drain()
+        tasks = [task for _, task in self._runs.values()]
+        logger.info("draining", extra={"turns": len(tasks)})
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._config.drain_grace.total_seconds())
+        left = [(run, task) for run, task in self._runs.values() if not task.done()]
+        if left:
+            logger.warning("steps cut short by the end of the grace", extra={"turns": len(left)})
+            for run, _ in left:
+                run.cut_short()
+            await asyncio.wait([task for _, task in left], timeout=10)
+
+    async def stop(self) -> None:
+        """Close everything; turns that are still here come again elsewhere."""
+        for service in self._services:
+            service.cancel()
+        await asyncio.gather(*self._services, return_exceptions=True)
+        for _, task in list(self._runs.values()):
+            task.cancel()
+        await asyncio.gather(*(task for _, task in self._runs.values()), return_exceptions=True)
+        with suppress(Unavailable):
+            await self._notices.flush()
+        await self._journal.close()
+        await asyncio.to_thread(self._heartbeat.stop)
+        for pool in self._threads:
+            pool.shutdown(wait=False, cancel_futures=True)
+        await self._store.close()
+        await self._hot.close()
+        await self._db.close()
+
+    # -- claims
+
+    async def wake(self, session_ids: Sequence[UUID]) -> None:
+        """Try to claim the sessions; waits while there is no free slot, so that others may take the next wake-up."""
+        if self._draining or not session_ids:
+            return
+        wish = Wish(list(session_ids), asyncio.get_running_loop().create_future())
+        self._wishes.append(wish)
+        self._wished.set()
+        await wish.tried
+
+    async def _claim_forever(self) -> None:
+        while True:
+            await self._wished.wait()
+            free = self._config.capacity - len(self._runs)
+            if free <= 0:
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            await self._journal.ready()
+            await self._claim(min(free, CLAIM_AT_ONCE))
+
+    async def _claim(self, most: int) -> None:
+        """Claim together what came together."""
+        sessions: set[UUID] = set()
+        tried: list[Wish] = []
+        while self._wishes and len(sessions) < most:
+            wish = self._wishes[0]
+            while wish.sessions and len(sessions) < most:
+                sessions.add(wish.sessions.pop())
+            if not wish.sessions:
+                tried.append(self._wishes.popleft())
+        if not self._wishes:
+            self._wished.clear()
+        try:
+            if not self._draining:
+                for won in await leases.claim(self._db, sessions, worker_id=self._worker_id):
+                    self._run(won)
+        except Unavailable as error:  # the sweeper rings again
+            self._journal.suspect(str(error))
+        finally:
+            for wish in tried:
+                if not wish.tried.done():
+                    wish.tried.set_result(None)
+
+    def _run(self, won: leases.Won) -> None:
+        lease = Lease(won.claim)
+        run = Run(lease, claimed_at=self._clock.monotonic())
+        if self._draining:
+            run.drain()
+        self._journal.hold(lease)
+        task = asyncio.create_task(self._run_session(run, won.turn), name=f"session-{lease.session_id.hex}")
+        self._runs[lease.key] = (run, task)
+        self._heartbeat.load.running = len(self._runs)
+
+    async def _run_session(self, run: Run, record: TurnRecord | None) -> None:
+        try:
+            await self._runner.run_session(run, record)
+        except Exception:
+            logger.exception("session failed", extra={"session_id": run.lease.session_id.hex})
+        finally:
+            del self._runs[run.lease.key]
+            self._heartbeat.load.running = len(self._runs)
+            self._freed.set()
+
+    # -- services
+
+    async def _look_for_mail(self) -> None:
+        """Deliver cancels and expiries to the turns that run here."""
+        while True:
+            await asyncio.sleep(self._config.heartbeat.total_seconds())
+            if not self._runs or not self._journal.is_open:
+                continue
+            with suppress(Unavailable):
+                running = {run.record.id: run for run, _ in self._runs.values() if run.record is not None}
+                for mail in await leases.urgent_mail(self._db, worker_id=self._worker_id):
+                    if mail.turn_id in running:
+                        running[mail.turn_id].deliver(mail)
+
+    async def _reconcile(self) -> None:
+        """Release leases that the database has and memory has not: the reply to their claim was lost."""
+        while True:
+            await asyncio.sleep(RECONCILE_EVERY.total_seconds())
+            held = [lease.session_id for lease in self._journal.held]
+            with suppress(Unavailable):
+                released = await leases.reconcile(self._db, worker_id=self._worker_id, held=held, age=RECONCILE_AGE)
+                if released:
+                    logger.warning("orphaned leases released", extra={"sessions": len(released)})
+                    await self._hot.ring(released)
+
+    def _reborn(self, worker_id: UUID) -> None:
+        """This worker was declared dead: what it held is somebody else's now."""
+        self._worker_id = worker_id
+        for lease in self._journal.held:
+            if lease.claim.worker_id != worker_id:
+                self._journal.lose(lease)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A service never ends by itself; say so if one does."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("service ended", extra={"service": task.get_name()}, exc_info=error)
