@@ -65,16 +65,14 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.load = Load(tick=clock.monotonic())
         self.worker_id = new_id()
+        self.watching_since: datetime | None = None
+        """Since when (database clock) this worker has seen Postgres without a break: only then may it call others silent."""
+        self._last_beat = clock.monotonic()
 
     @property
     def leader(self) -> bool:
         """Whether this worker is the fleet's sweeper."""
         return self._liveness.leader
-
-    @property
-    def connected_at(self) -> datetime | None:
-        """Since when (database clock) the liveness connection has stood."""
-        return self._liveness.connected_at
 
     def register(self) -> None:
         """Make the worker's row; blocking.
@@ -113,6 +111,7 @@ class Heartbeat:
             try:
                 self._beat()
             except Unavailable as error:
+                self.watching_since = None
                 self._tell(self._on_silence, str(error))
             except Exception:
                 logger.exception("heartbeat failed")
@@ -120,12 +119,20 @@ class Heartbeat:
     def _beat(self) -> None:
         age = timedelta(seconds=max(0.0, self._clock.monotonic() - self.load.tick))
         pulse = Pulse(self.load.running, age, self.load.draining)
-        if self._liveness.beat(self.worker_id, pulse, want_leader=not self.load.draining) is None:
+        now = self._liveness.beat(self.worker_id, pulse, want_leader=not self.load.draining)
+        self._watch(self._liveness.connected_at if now is None else now)
+        if now is None:
             reborn = new_id()
             self._register(reborn)
             logger.error("declared dead, going on under a new id", extra={"worker_id": self.worker_id.hex})
             self.worker_id = reborn
             self._tell(self._on_reborn, reborn)
+
+    def _watch(self, now: datetime | None) -> None:
+        beat = self._clock.monotonic()
+        if self.watching_since is None or beat - self._last_beat > self._config.lock_grace.total_seconds():
+            self.watching_since = now
+        self._last_beat = beat
 
     def _tell(self, function: Callable[..., None], *args: object) -> None:
         assert self._loop is not None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from longshift.clock import Clock
 from longshift.config import Config
@@ -47,8 +47,6 @@ class Sweeper:
         self._heartbeat = heartbeat
         self._config = config
         self._clock = clock
-        self._trusted_since: datetime | None = None
-        self._last_pass = clock.monotonic()
         self._last_forget = 0.0
 
     async def run(self) -> None:
@@ -57,30 +55,25 @@ class Sweeper:
             await asyncio.sleep(self._config.sweep.total_seconds())
             if self._heartbeat.leader:
                 await self.sweep()
-            else:
-                self._trusted_since = None
 
     async def sweep(self) -> None:
         """One pass of every service; one that fails does not keep the others from their work."""
         for service in (self.rescue, self.promote, self.expire, self.ring, self.forget):
             await self._guarded(service)
-        self._last_pass = self._clock.monotonic()
 
     async def _guarded(self, service: Callable[[], Awaitable[None]]) -> None:
         try:
             await service()
         except Unavailable as error:
-            self._trusted_since = None
             logger.warning("sweeper pass put off", extra={"reason": str(error)})
         except Exception:
             logger.exception("sweeper pass failed", extra={"service": service.__name__})
 
     async def rescue(self) -> None:
-        """Only what has been watched without a break is believed to be silent."""
-        pause = self._clock.monotonic() - self._last_pass
-        if self._trusted_since is None or pause > self._config.lock_grace.total_seconds():
-            self._trusted_since = await upkeep.database_now(self._db)
-        since = max(self._trusted_since, self._heartbeat.connected_at or self._trusted_since)
+        """Only what this worker has watched without a break is believed to be silent."""
+        since = self._heartbeat.watching_since
+        if since is None:
+            return
         verdict = Verdict(self._config.lease_ttl, self._config.lock_grace, since)
         dead = await upkeep.tombstone(self._db, verdict)
         released, rung = await upkeep.rescue(self._db)

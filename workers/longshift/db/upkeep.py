@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import cast
 from uuid import UUID
 
 from sqlalchemy import text
@@ -94,8 +93,6 @@ FORGET_WORKERS = text("""
 DELETE FROM workers w WHERE w.dead_at < clock_timestamp() - CAST(:age AS interval)
    AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id)""")
 
-CLOCK = text("SELECT clock_timestamp() AS now")
-
 Rung = list[tuple[UUID, str]]
 
 
@@ -106,10 +103,6 @@ class Verdict:
     ttl: timedelta
     lock_grace: timedelta
     trusted_since: datetime  # since when (database clock) the sweeper has watched without a break
-
-
-async def database_now(db: Database) -> datetime:
-    return cast(datetime, (await db.fetch(CLOCK))[0].now)
 
 
 async def tombstone(db: Database, verdict: Verdict) -> list[UUID]:
