@@ -161,6 +161,10 @@ class Journal:
             lease.in_lane = False
             if lease.lost:
                 continue
+            kind = _next_kind(lease)
+            if kind is None or self._lanes[kind] is not lane:  # a recovery found its write done while it waited here
+                self._dispatch(lease)
+                continue
             if lease.unacked is None:
                 lease.unacked = self._compose(lease)
             lease.in_flight = True
