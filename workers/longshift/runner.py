@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -134,9 +134,10 @@ class Run:
 class Runner:
     """Runs the turns of claimed sessions."""
 
-    def __init__(self, outside: Outside, agents: Agents) -> None:
+    def __init__(self, outside: Outside, agents: Agents, *, queues: Sequence[str]) -> None:
         self._outside = outside
         self._agents = agents
+        self._queues = frozenset(queues)
 
     async def run_session(self, run: Run, record: TurnRecord | None) -> None:
         """Run the session's turns, one after another, as long as the lease is kept."""
@@ -156,6 +157,10 @@ class Runner:
     async def _run_turn(self, run: Run, record: TurnRecord) -> TurnRecord | None:
         """Run one turn; the next one of the session, if the lease was kept for it."""
         run.begin(record)
+        mail = await self._mail(run, record)
+        if mail is not None:
+            status = TurnStatus.EXPIRED if mail.kind is MailKind.EXPIRE else TurnStatus.CANCELLED
+            return await self._finish(run, record, _stopped(status, _reason_of(mail)))
         agent = self._agents.find(record.agent, record.agent_version)
         if agent is None:
             await self._defer(run, record)
@@ -163,9 +168,6 @@ class Runner:
         started = await self._start(run.lease, agent, record)
         if started is None:
             return await self._next(run.lease)
-        waiting_mail = await self._mail(run, record)
-        if waiting_mail is not None:
-            return await self._finish(run, record, _ended(waiting_mail, _reason_of(waiting_mail)))
         execution = await self._restore(run, record, started=started)
         stop, result = await self._drive(run, agent, execution)
         match stop:
@@ -186,11 +188,13 @@ class Runner:
     # -- the stages
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:
-        """This worker does not have the agent: leave the turn to one that has."""
-        logger.warning(
-            "no such agent here, turn deferred", extra={"agent": record.agent, "version": record.agent_version}
-        )
-        await self._give_back(run.lease, delay=UNKNOWN_AGENT, queue=record.queue)
+        """This worker does not have the agent: leave the turn to one that has, at once if other workers serve its queue."""
+        elsewhere = record.queue not in self._queues
+        if not elsewhere:
+            logger.warning(
+                "no such agent here, turn deferred", extra={"agent": record.agent, "version": record.agent_version}
+            )
+        await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
 
     async def _start(self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord) -> datetime | None:
         """Record ``turn.started`` and return its time; None if the turn ended before."""
@@ -382,10 +386,6 @@ def _retrieve(task: asyncio.Task[Outcome]) -> None:
 
 def _reason_of(mail: MailRecord) -> str:
     return str(mail.payload.get("reason", "")) if isinstance(mail.payload, dict) else ""
-
-
-def _ended(mail: MailRecord, reason: str) -> Outcome:
-    return _stopped(TurnStatus.EXPIRED if mail.kind is MailKind.EXPIRE else TurnStatus.CANCELLED, reason)
 
 
 def _stopped(status: TurnStatus, reason: str) -> Outcome:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,7 +54,16 @@ class Wish:
 class Worker:
     """The runtime of one worker process."""
 
-    def __init__(self, config: Config, agents: Agents, *, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        config: Config,
+        agents: Agents,
+        *,
+        clock: Clock = SYSTEM,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced."""
+        self._on_failure = on_failure
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -93,7 +102,7 @@ class Worker:
             step_timeout=config.step_timeout,
             max_event=config.max_event,
         )
-        self._runner = Runner(outside, self._agents)
+        self._runner = Runner(outside, self._agents, queues=config.queues)
         await leases.serve(self._db, self._agents.describe())
         self._heartbeat = Heartbeat(
             Liveness(url, connect_timeout=config.connect_timeout),
@@ -119,7 +128,7 @@ class Worker:
             )
         ]
         for service in self._services:
-            service.add_done_callback(_report)
+            service.add_done_callback(self._report)
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -254,8 +263,8 @@ class Worker:
             if lease.claim.worker_id != worker_id:
                 self._journal.lose(lease)
 
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A service never ends by itself; say so if one does."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.critical("service ended", extra={"service": task.get_name()}, exc_info=error)
+    def _report(self, task: asyncio.Task[None]) -> None:
+        """A service never ends by itself."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("service ended", extra={"service": task.get_name()}, exc_info=error)
+            self._on_failure()

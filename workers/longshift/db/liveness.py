@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import randbits
+from typing import cast
 from uuid import UUID
 
 from sqlalchemy import Connection, create_engine, text
@@ -30,7 +31,8 @@ HEARTBEAT = text("""
 UPDATE workers SET heartbeat_at = clock_timestamp(), running = :running,
        loop_tick_at = clock_timestamp() - CAST(:loop_age AS interval),
        draining_since = CASE WHEN :draining THEN coalesce(draining_since, clock_timestamp()) END
- WHERE id = :id AND dead_at IS NULL RETURNING clock_timestamp() AS now""")
+ WHERE id = :id AND dead_at IS NULL
+RETURNING clock_timestamp() AS now, CASE WHEN :want_leader THEN pg_try_advisory_lock(:leader) END AS leads""")
 RETIRE = text("UPDATE workers SET dead_at = clock_timestamp() WHERE id = :id AND dead_at IS NULL")
 LOCK = text("SELECT pg_try_advisory_lock(:key) AS held, clock_timestamp() AS now")
 
@@ -99,11 +101,14 @@ class Liveness:
                         "running": pulse.running,
                         "loop_age": pulse.loop_age,
                         "draining": pulse.draining,
+                        "want_leader": want_leader and not self.leader,
+                        "leader": LEADER,
                     },
                 ).first()
-                if want_leader and not self.leader:
-                    self.leader = bool(connection.execute(LOCK, {"key": LEADER}).one().held)
-                return row.now if row is not None else None
+                if row is None:
+                    return None
+                self.leader = self.leader or bool(row.leads)
+                return cast(datetime, row.now)
         except BaseException:
             self.disconnect()
             raise
