@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -109,3 +110,19 @@ def load(**overrides: object) -> Config:
     except ValidationError as error:
         lines = [f"LONGSHIFT_{'.'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
         raise ConfigError("settings that do not fit: " + "; ".join(lines)) from None
+
+
+def child_environment(**settings: SecretStr | Path | str | int | tuple[str, ...] | None) -> dict[str, str]:
+    """This process's environment with ``settings`` (those that are not None) on top: how a child is given its own."""
+    given = {f"LONGSHIFT_{name.upper()}": _written(value) for name, value in settings.items() if value is not None}
+    return {**os.environ, **given}
+
+
+def _written(value: SecretStr | Path | str | int | tuple[str, ...]) -> str:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case tuple():
+            return ",".join(value)
+        case _:
+            return str(value)

@@ -9,6 +9,7 @@
      +- Conflict                       the request contradicts what is stored
      |   +- IdempotencyMismatch        same key, other body
      |   +- SessionBusy                ``on_busy=reject`` and a turn is open
+     +- Denied                         the API key is missing, wrong, or lacks a scope
      +- Unavailable                    Postgres, Redis or the object store did not answer; retryable
      +- StepFailed                     a step failed for good; the same on the first run and on every replay
      |   +- StepTimeout
@@ -85,6 +86,12 @@ class SessionBusy(Conflict):
 
     code = "session_busy"
     retryable = True
+
+
+class Denied(LongshiftError):
+    """The API key is missing, wrong, expired or revoked, or it lacks the scope that the request needs."""
+
+    code = "unauthorized"
 
 
 class Unavailable(LongshiftError):
