@@ -105,7 +105,7 @@ class Worker:
         self._runner = Runner(outside, self._agents, queues=config.queues)
         await leases.serve(self._db, self._agents.describe())
         self._heartbeat = Heartbeat(
-            Liveness(url, connect_timeout=config.connect_timeout),
+            Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
             config=config,
             host=socket.gethostname(),
             clock=self._clock,

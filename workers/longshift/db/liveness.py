@@ -49,8 +49,18 @@ class Pulse:
 class Liveness:
     """The blocking connection behind a worker's heartbeat; every method may raise ``Unavailable``, then reconnects."""
 
-    def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=3)) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: timedelta = timedelta(seconds=3),
+        silence: timedelta = timedelta(seconds=15),
+    ) -> None:
+        """``silence``: the server ends the session of a worker that has not beaten for so long. A process that is stopped
+        (SIGSTOP, a frozen machine) keeps its connection open, and would lead the fleet, and sweep nothing, for ever.
+        """
         timeout = max(2, round(connect_timeout.total_seconds()))
+        idle = round(silence.total_seconds() * 1000)
         self._engine = create_engine(
             driver_url(url),
             poolclass=NullPool,
@@ -62,7 +72,7 @@ class Liveness:
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 10_000,
-                "options": "-c statement_timeout=5s -c timezone=UTC",
+                "options": f"-c statement_timeout=5s -c idle_session_timeout={idle} -c timezone=UTC",
             },
         )
         self._connection: Connection | None = None
