@@ -1,0 +1,135 @@
+"""The agents of the acceptance tests: loaded by real workers, they write what they do into one append-only file.
+
+``ACCEPTANCE_FOLDER`` names the folder of that file and of the gates at which an agent waits for its test. A worker that
+finds ``CRASH_AFTER=n`` in its environment dies by SIGKILL as soon as the n-th event of a session is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from longshift import Turn, agent
+from longshift.journal import Journal
+from longshift.lease import Lease
+
+FOLDER = Path(os.environ["ACCEPTANCE_FOLDER"])
+EFFECTS = os.open(FOLDER / "effects.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+VICTIMS = 20
+
+
+def note(turn: Turn, what: str, step: str = "", **more: object) -> None:
+    """One line, by one write: appends of several processes do not mix."""
+    line = {"what": what, "turn": turn.id, "step": step, "attempt": turn.attempt, "pid": os.getpid()}
+    os.write(EFFECTS, json.dumps({**line, "at": time.monotonic(), **more}).encode() + b"\n")
+
+
+async def work(turn: Turn, name: str, value: int, *, seconds: float = 0.02) -> int:
+    """A step that takes its time and has an effect: lines when it begins and when it ends."""
+
+    async def run(value: int) -> int:
+        note(turn, "begun", name)
+        await asyncio.sleep(seconds)
+        note(turn, "done", name)
+        return 2 * value
+
+    return await turn.step(name, run, value)
+
+
+async def gate(name: str) -> None:
+    """Wait until the test opens the gate."""
+    while not (FOLDER / f"gate-{name}").exists():  # noqa: ASYNC110  # made by another process
+        await asyncio.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------- crash after every event
+
+
+async def five(turn: Turn, n: int) -> dict[str, Any]:
+    """Five steps, three of them side by side, a wait that stays, a wait that leaves, state, an artifact."""
+    first = await work(turn, "first", n)
+    sides = await turn.gather(*(work(turn, f"side-{i}", first + i, seconds=0.05 * (i + 1)) for i in range(3)))
+    note(turn, "values", uuid=str(turn.uuid()), random=turn.random.random(), now=turn.now().isoformat())
+    await turn.sleep(0.05)
+    await turn.state.set("sides", sum(sides))
+    page = await turn.artifact("page.md", f"# {sum(sides)}")
+    await turn.sleep(1.05)
+    last = await work(turn, "last", int(str(turn.state["sides"])))
+    text = (await turn.read(page)).decode()
+    return {"value": last, "sides": sides, "artifact": page.sha256, "text": text, "history": len(turn.history)}
+
+
+undisturbed = agent("five")(five)
+for _n in range(1, VICTIMS + 1):
+    globals()[f"five_{_n}"] = agent(f"five-{_n}", queue=f"victim-{_n}")(five)
+
+
+def crash_after(seq: int) -> None:
+    """Let this process die in the moment in which it learns that event ``seq`` is durable."""
+    acknowledge = Journal._acknowledge
+
+    def acknowledge_and_die(self: Journal, lease: Lease, done: Any) -> None:
+        acknowledge(self, lease, done)
+        if lease.seq >= seq:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal._acknowledge = acknowledge_and_die  # type: ignore[method-assign]
+
+
+if "CRASH_AFTER" in os.environ:
+    crash_after(int(os.environ["CRASH_AFTER"]))
+
+
+# ------------------------------------------------------------------------------------------------ pauses, order, load
+
+
+@agent("gated")
+async def gated(turn: Turn, name: str) -> int:
+    """A step before the gate, one that waits at it, one after it."""
+    before = await work(turn, "before", 1)
+
+    async def pass_gate(value: int) -> int:
+        note(turn, "begun", "at the gate")
+        await gate(name)
+        note(turn, "done", "at the gate")
+        return value + os.getpid()
+
+    passed = await turn.step("at the gate", pass_gate, before)
+    await work(turn, "after", passed)
+    return passed
+
+
+@agent("ordered")
+async def ordered(turn: Turn, place: int) -> int:
+    note(turn, "entered", session=turn.session_id, place=place)
+    await work(turn, "only", place, seconds=0.005)
+    note(turn, "left", session=turn.session_id, place=place)
+    return place
+
+
+@agent("loaded")
+async def loaded(turn: Turn, n: int) -> int:
+    """Steps of 50 to 500 ms, two of them side by side."""
+    value = n
+    for i in range(4):
+        value = await work(turn, f"step-{i}", value, seconds=0.05 + (n * 7 + i * 13) % 10 * 0.05)
+    pair = await turn.gather(*(work(turn, f"pair-{i}", value, seconds=0.05 + (n + i) % 10 * 0.05) for i in range(2)))
+    return sum(pair) + await work(turn, "end", value, seconds=0.05)
+
+
+@agent("sleeper")
+async def sleeper(turn: Turn, seconds: float) -> int:
+    before = await work(turn, "before", 1)
+    await turn.sleep(seconds)
+    return await work(turn, "after", before)
+
+
+@agent("noop")
+async def noop(turn: Turn, n: int) -> int:
+    note(turn, "ran", place=n)
+    return n
