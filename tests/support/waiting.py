@@ -6,13 +6,17 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 POLL = 0.02  # seconds
 
 
+@overload
+async def wait_until(predicate: Callable[[], Awaitable[T]], *, description: str, limit: float = ...) -> T: ...
+@overload
+async def wait_until(predicate: Callable[[], T], *, description: str, limit: float = ...) -> T: ...
 async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, description: str, limit: float = 20.0) -> T:
     """Poll until ``predicate`` (sync or async) returns something true, and return that.
 

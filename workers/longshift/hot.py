@@ -2,10 +2,10 @@
 
     longshift.wake.<queue>       list     wake-ups, see wakeup.py; lossy by design, the sweeper rings again
     longshift.turn.<turn hex>    channel  a turn changed: its new status
-    longshift.log.<session hex>  channel  the log grew: {"seq": n}; or a delta: {"delta": text, "turn", "step", "attempt"}
+    longshift.log.<session hex>  channel  the log grew: {"seq": n}; or a delta: {"delta", "turn", "step", "attempt"}
 
-There is no key without a time to live beside the wake-up lists. Every failure of Redis is swallowed here, logged once per
-outage and reported by ``up``: the fleet is slower without it, never wrong.
+There is no key without a time to live beside the wake-up lists. Every failure of Redis is swallowed here, logged once
+per outage and reported by ``up``: the fleet is slower without it, never wrong.
 """
 
 from __future__ import annotations
@@ -102,10 +102,14 @@ class Hot:
         return await self._send(pipeline.execute()) if len(pipeline) else True
 
     @asynccontextmanager
-    async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[str]]:
-        """The messages of a channel while the block lasts. Messages may be missed: look at Postgres now and then."""
-        async with self._listener.listen(channel) as queue:
+    async def listen(self, *channels: str) -> AsyncIterator[asyncio.Queue[str]]:
+        """The messages of these channels while the block lasts. Some may be missed: look at Postgres now and then."""
+        async with self._listener.listen(*channels) as queue:
             yield queue
+
+    def listeners(self) -> int:
+        """How many channels somebody in this process listens to."""
+        return len(self._listener.channels)
 
     async def _send(self, sending: Any) -> bool:
         try:
@@ -130,25 +134,30 @@ class Listener:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._queues: dict[str, set[asyncio.Queue[str]]] = {}
+        self._subscribed: set[str] = set()
+        self._changing = asyncio.Lock()
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
 
+    @property
+    def channels(self) -> frozenset[str]:
+        """Those subscribed to."""
+        return frozenset(self._subscribed)
+
     @asynccontextmanager
-    async def listen(self, channel: str) -> AsyncIterator[asyncio.Queue[str]]:
+    async def listen(self, *channels: str) -> AsyncIterator[asyncio.Queue[str]]:
         queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1000)
-        waiting = self._queues.setdefault(channel, set())
-        waiting.add(queue)
+        for channel in channels:
+            self._queues.setdefault(channel, set()).add(queue)
         try:
-            if len(waiting) == 1:
-                await self._subscribe(channel)
+            for channel in channels:
+                await self._follow(channel)
             yield queue
         finally:
-            waiting.discard(queue)
-            if not waiting:
-                self._queues.pop(channel, None)
-                if self._pubsub is not None:
-                    with suppress(RedisError, OSError):
-                        await self._pubsub.unsubscribe(channel)
+            for channel in channels:
+                self._queues[channel].discard(queue)
+            for channel in channels:
+                await self._follow(channel)
 
     async def close(self) -> None:
         if self._reader is not None:
@@ -156,30 +165,36 @@ class Listener:
             with suppress(asyncio.CancelledError):
                 await self._reader
         if self._pubsub is not None:
-            await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+            await self._pubsub.aclose()
 
-    async def _subscribe(self, channel: str) -> None:
-        if self._pubsub is None:
-            self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        with suppress(RedisError, OSError):
-            await self._pubsub.subscribe(channel)
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read(), name="redis-listener")
+    async def _follow(self, channel: str) -> None:
+        """Subscribe or unsubscribe, as those who wait need it; one at a time, or two connections would be made."""
+        async with self._changing:
+            wanted = bool(self._queues.get(channel))
+            if not wanted:
+                self._queues.pop(channel, None)
+            if wanted == (channel in self._subscribed):
+                return
+            if self._pubsub is None:
+                self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+            self._subscribed.discard(channel)
+            with suppress(RedisError, OSError):
+                await (self._pubsub.subscribe(channel) if wanted else self._pubsub.unsubscribe(channel))
+                if wanted:
+                    self._subscribed.add(channel)
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._read(), name="redis-listener")
 
     async def _read(self) -> None:
-        """Hand out messages for ever; redis-py re-subscribes by itself after a reconnect."""
+        """Hand out messages for ever; redis-py re-subscribes after a reconnect what was subscribed before."""
         assert self._pubsub is not None
         while True:
+            for channel in self._queues.keys() - self._subscribed:  # asked for while Redis was down
+                await self._follow(channel)
             try:
                 message = await self._pubsub.get_message(timeout=5.0)
-            except (RedisError, OSError):
+            except (RedisError, OSError, RuntimeError):  # RuntimeError: never connected yet
                 await asyncio.sleep(0.5)
-                continue
-            except RuntimeError:  # nobody has subscribed yet, because Redis was down
-                await asyncio.sleep(0.5)
-                for channel in list(self._queues):
-                    with suppress(RedisError, OSError):
-                        await self._pubsub.subscribe(channel)
                 continue
             if message is None:
                 continue

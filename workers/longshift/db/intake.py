@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from longshift.db.database import Database
@@ -46,9 +46,10 @@ ON CONFLICT (id) DO UPDATE SET
    ready_at = CASE WHEN excluded.open_turns = 0 OR sessions.head_waiting THEN sessions.ready_at
                    ELSE coalesce(sessions.ready_at, clock_timestamp()) END,
    dispatched_at = CASE WHEN excluded.open_turns = 0 OR sessions.head_waiting OR sessions.lease_worker IS NOT NULL
+                          OR sessions.ready_at > clock_timestamp()  -- held back: no wake-up will be sent now
                         THEN sessions.dispatched_at ELSE clock_timestamp() END
  WHERE sessions.tenant_id = excluded.tenant_id AND sessions.deleted_at IS NULL AND (NOT :reject OR sessions.open_turns = 0)
-RETURNING id, queue, next_position, open_turns, lease_worker IS NULL AND NOT head_waiting AS ring""")
+RETURNING id, queue, next_position, open_turns, lease_worker IS NULL AND NOT head_waiting AND ready_at <= clock_timestamp() AS ring""")
 BUSY = text("SELECT 1 FROM sessions WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL")
 
 ADD_TURNS = text("""
@@ -77,8 +78,10 @@ SESSIONS_OF = text("""
 SELECT id, session_id FROM turns WHERE id = ANY(CAST(:turns AS uuid[])) AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = :tenant)""")
 OPEN_OF_BATCH = text("""
 SELECT id FROM turns WHERE batch_id = :batch AND tenant_id = :tenant AND status IN ('scheduled', 'queued', 'running', 'waiting')""")
+# by position, never "all others": of two concurrent replacements only the older may be cancelled
 OPEN_BEFORE = text("""
-SELECT id FROM turns WHERE session_id = :session AND id <> :turn AND status IN ('queued', 'running', 'waiting')""")
+SELECT b.id FROM turns t JOIN turns b ON b.session_id = t.session_id AND b.position < t.position
+ WHERE t.id = :turn AND b.status IN ('queued', 'running', 'waiting')""")
 LOCK_SESSIONS = text("SELECT id FROM sessions WHERE id = ANY(CAST(:sessions AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
 END_UNSTARTED = text("""
 WITH t AS (
@@ -156,8 +159,12 @@ async def submit(
     batch: NewBatch | None = None,
     idempotency: Idempotency | None = None,
     reject_busy: bool = False,
+    lock: Collection[UUID] = (),
 ) -> Accepted:
     """Accept all ``entries`` or none; ``resource_id`` is the turn's or the batch's.
+
+    ``lock``: sessions that several chunks may name. They are locked first and in order, or two batches over the same
+    sessions could wait for each other.
 
     Raises:
         NotFound: a session is somebody else's, deleted, or missing where it may not be created.
@@ -167,12 +174,14 @@ async def submit(
     ring: list[tuple[UUID, str]] = []
     async with db.transaction() as tx:
         if idempotency is not None:
-            known = await _remember(tx, idempotency, tenant_id=tenant_id, resource_id=resource_id)
+            known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=resource_id)
             if known is not None:
                 return Accepted(known, replayed=True)
         if batch is not None:
             params = {"id": batch.id, "tenant": tenant_id, "total": batch.total, "metadata": _json(batch.metadata)}
             await tx.execute(ADD_BATCH, params)
+        if lock:
+            await tx.execute(LOCK_SESSIONS, {"sessions": list(lock)})
         index = 0
         for chunk in _chunks(entries):
             places = await _admit(tx, chunk, tenant_id=tenant_id, now=now, reject=reject_busy, ring=ring)
@@ -181,13 +190,29 @@ async def submit(
     return Accepted(resource_id, ring)
 
 
-async def _remember(tx: AsyncConnection, promise: Idempotency, *, tenant_id: UUID, resource_id: UUID) -> UUID | None:
+async def remember(tx: AsyncConnection, promise: Idempotency, *, tenant_id: UUID, resource_id: UUID) -> UUID | None:
     """The resource an equal request made before, else None. Waits for a first request that is still in flight."""
-    where = {"tenant": tenant_id, "route": promise.route, "key": promise.key}
-    row = {**where, "hash": promise.request_hash, "resource": resource_id}
+    row = {**_where(promise, tenant_id), "hash": promise.request_hash, "resource": resource_id}
     if (await tx.execute(REMEMBER, row)).first() is not None:
         return None
-    found = (await tx.execute(REMEMBERED, where)).one()
+    return _same((await tx.execute(REMEMBERED, _where(promise, tenant_id))).one(), promise)
+
+
+async def recall(db: Database, promise: Idempotency, *, tenant_id: UUID) -> UUID | None:
+    """The resource that an equal request made before: asked first, so that a repeat is not validated again.
+
+    Raises:
+        IdempotencyMismatch: the key was used with another body.
+    """
+    rows = await db.fetch(REMEMBERED, _where(promise, tenant_id))
+    return _same(rows[0], promise) if rows else None
+
+
+def _where(promise: Idempotency, tenant_id: UUID) -> dict[str, Any]:
+    return {"tenant": tenant_id, "route": promise.route, "key": promise.key}
+
+
+def _same(found: Row[Any], promise: Idempotency) -> UUID:
     if bytes(found.request_hash) != promise.request_hash:
         raise IdempotencyMismatch(f"Idempotency-Key {promise.key!r} was used before with another body: use a new key")
     return UUID(str(found.resource_id))
@@ -286,7 +311,7 @@ async def create_session(
     """
     async with db.transaction() as tx:
         if idempotency is not None:
-            known = await _remember(tx, idempotency, tenant_id=tenant_id, resource_id=session_id)
+            known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=session_id)
             if known is not None:
                 return known, False
         made = (await tx.execute(ADD_SESSION, {"id": session_id, "tenant": tenant_id})).first() is not None
@@ -334,25 +359,37 @@ async def open_of_batch(db: Database, batch_id: UUID, *, tenant_id: UUID) -> lis
     return [row.id for row in await db.fetch(OPEN_OF_BATCH, {"batch": batch_id, "tenant": tenant_id})]
 
 
-async def open_beside(db: Database, turn_id: UUID, *, session_id: UUID) -> list[UUID]:
-    """The other open turns of a session: what ``on_busy=replace`` cancels."""
-    return [row.id for row in await db.fetch(OPEN_BEFORE, {"session": session_id, "turn": turn_id})]
+async def open_before(db: Database, turn_id: UUID) -> list[UUID]:
+    """The open turns that come before this one in its session: what ``on_busy=replace`` cancels."""
+    return [row.id for row in await db.fetch(OPEN_BEFORE, {"turn": turn_id})]
 
 
-async def signal(db: Database, session_id: UUID, *, tenant_id: UUID, name: str, payload: Json) -> tuple[UUID, str]:
-    """Put a signal into the mailbox; returns its id and the queue to ring.
+async def signal(
+    db: Database,
+    session_id: UUID,
+    *,
+    tenant_id: UUID,
+    name: str,
+    payload: Json,
+    idempotency: Idempotency | None = None,
+) -> Accepted:
+    """Put a signal into the mailbox; ``resource_id`` is its id.
 
     Raises:
         NotFound: no such session.
+        IdempotencyMismatch: the key was used with another body.
     """
     mail_id = new_id()
-    rows = await db.fetch(
-        ADD_SIGNAL,
-        {"id": mail_id, "session": session_id, "tenant": tenant_id, "name": name, "payload": json.dumps(payload)},
-    )
-    if not rows:
-        raise NotFound(f"there is no session {show_id(Prefix.SESSION, session_id)}")
-    return mail_id, rows[0].queue
+    params = {"id": mail_id, "session": session_id, "tenant": tenant_id, "name": name, "payload": _json(payload)}
+    async with db.transaction() as tx:
+        if idempotency is not None:
+            known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=mail_id)
+            if known is not None:
+                return Accepted(known, replayed=True)
+        row = (await tx.execute(ADD_SIGNAL, params)).first()
+        if row is None:
+            raise NotFound(f"there is no session {show_id(Prefix.SESSION, session_id)}")
+    return Accepted(mail_id, [(session_id, row.queue)])
 
 
 def _json(value: Json) -> str:

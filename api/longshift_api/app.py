@@ -1,0 +1,116 @@
+"""The application: routes, errors, and a lifespan that opens and closes what they use. Nothing connects at import."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from longshift.artifacts import open_store
+from longshift.clock import SYSTEM, Clock
+from longshift.config import Config
+from longshift.db import health as database_health
+from longshift.db import keys
+from longshift.db.database import Database
+from longshift.errors import Unavailable
+from longshift.hot import Hot
+from longshift.mailbox import Mailbox
+from longshift_api import agents, artifacts, batches, events, health, problems, sessions, turns
+from longshift_api.auth import Keyring
+from longshift_api.deps import Edge
+from longshift_api.schemas import BatchLine, Problem
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Submit long agent jobs (*turns*) to *sessions*, watch them, fetch what they made.
+
+A turn answered with 202 is committed and will reach a terminal state. Every POST that makes something takes an
+`Idempotency-Key`. Errors are RFC 9457 problems. Every response carries a `Request-Id`."""
+
+
+def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
+    """The ASGI application; connections are opened by its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_edge(config, clock=clock) as edge:
+            app.state.edge = edge
+            yield
+
+    app = FastAPI(
+        title="Longshift",
+        version="1",  # of the contract
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # its page would load scripts from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for module in (sessions, turns, batches, events, artifacts, agents, health):
+        app.include_router(module.router)
+    problems.install(app)
+    app.add_middleware(problems.Outermost)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # the documented way
+    return app
+
+
+@asynccontextmanager
+async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[Edge]:
+    """Postgres, Redis, the artifact store and the mailbox over them.
+
+    Redis may be away: submissions are accepted without it.
+
+    Raises:
+        ConfigError: a setting is missing or wrong, or the database has not been migrated.
+        Unavailable: Postgres does not answer.
+    """
+    async with AsyncExitStack() as stack:
+        db = Database(
+            config.require("database_url"),
+            size=config.pool_size,
+            connect_timeout=config.connect_timeout,
+            name="longshift-api",
+        )
+        stack.push_async_callback(db.close)
+        hot = Hot(config.require("redis_url"))
+        stack.push_async_callback(hot.close)
+        store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
+        stack.push_async_callback(store.close)
+        await _check(db, hot)
+        await keys.ensure_tenant(db)
+        if config.api_key is not None:
+            await keys.ensure_key(db, config.api_key.get_secret_value())
+        mailbox = Mailbox(db, hot, config=config, clock=clock)
+        stack.push_async_callback(mailbox.close)
+        keyring = Keyring(db, clock=clock)
+        yield Edge(config=config, clock=clock, db=db, hot=hot, store=store, mailbox=mailbox, keyring=keyring)
+
+
+async def _check(db: Database, hot: Hot) -> None:
+    try:
+        await database_health.check_schema(db)
+    except Unavailable as error:
+        raise Unavailable(
+            f"{error}: check LONGSHIFT_DATABASE_URL, or run `longshift up`, which starts a local stack"
+        ) from None
+    try:
+        await hot.check()
+    except Unavailable as error:
+        logger.warning("started without redis: work is accepted and starts later", extra={"reason": str(error)})
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        template = "#/components/schemas/{model}"
+        _, further = models_json_schema([(Problem, "serialization"), (BatchLine, "validation")], ref_template=template)
+        schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas |= further["$defs"]
+        app.openapi_schema = schema
+    return app.openapi_schema

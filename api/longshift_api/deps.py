@@ -1,0 +1,91 @@
+"""What every route stands on: the open connections, the caller, strict bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response, Security
+from fastapi.routing import APIRoute
+
+from longshift.artifacts import ArtifactStore
+from longshift.clock import Clock
+from longshift.config import Config
+from longshift.db.database import Database
+from longshift.db.intake import Idempotency
+from longshift.db.keys import Scope
+from longshift.errors import InvalidInput, NotFound
+from longshift.hot import Hot
+from longshift.mailbox import Mailbox
+from longshift.model import Prefix, Principal, parse_id
+from longshift_api.auth import Keyring, authenticate, bearer
+from longshift_api.bodies import StrictRequest, json_idempotency
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One process's open connections, made by the application's lifespan."""
+
+    config: Config
+    clock: Clock
+    db: Database
+    hot: Hot
+    store: ArtifactStore
+    mailbox: Mailbox
+    keyring: Keyring
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now
+
+
+class EdgeRoute(APIRoute):
+    """Authenticates before it reads, and reads strictly: GET needs the scope ``read``, everything else ``submit``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        needed = Scope.READ if (self.methods or set()) <= {"GET", "HEAD"} else Scope.SUBMIT
+        has_body = self.body_field is not None
+
+        async def handler(request: Request) -> Response:
+            edge: Edge = request.app.state.edge
+            request.state.principal = await authenticate(request, edge.keyring, needed=needed)
+            strict = StrictRequest(request.scope, request.receive)
+            strict.limit = edge.config.max_body
+            if has_body and await strict.body():
+                await strict.json()  # here, where our errors pass: FastAPI would turn them into a bare 400
+            return await handle(strict)
+
+        return handler
+
+
+def router(tag: str) -> APIRouter:
+    """A router for authenticated resources under ``/v1``."""
+    return APIRouter(prefix="/v1", tags=[tag], route_class=EdgeRoute, dependencies=[Security(bearer)])
+
+
+def _edge(request: Request) -> Edge:
+    edge: Edge = request.app.state.edge
+    return edge
+
+
+def _principal(request: Request) -> Principal:
+    principal: Principal = request.state.principal
+    return principal
+
+
+def in_path(prefix: Prefix, text: str) -> UUID:
+    """The identifier in a path. One that is malformed names nothing, which is 404 as well.
+
+    Raises:
+        NotFound: it is not an identifier of this kind.
+    """
+    try:
+        return parse_id(prefix, text)
+    except InvalidInput:
+        raise NotFound(f"there is no {text[:80]!r}: an id has the form {prefix}_<32 hex digits>") from None
+
+
+EdgeDep = Annotated[Edge, Depends(_edge)]
+Caller = Annotated[Principal, Depends(_principal)]
+Promise = Annotated[Idempotency | None, Depends(json_idempotency)]

@@ -1,0 +1,394 @@
+"""The shapes on the wire: what clients send, and how records are shown to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from longshift.catalogue import Draft
+from longshift.errors import InvalidInput
+from longshift.events import Event
+from longshift.model import (
+    AgentRecord,
+    ArtifactRecord,
+    BatchRecord,
+    OnBusy,
+    Prefix,
+    SessionRecord,
+    TurnRecord,
+    TurnStatus,
+    parse_id,
+    show_id,
+)
+
+TURN_ID = "turn_01936f6e4b7a7c0e8f5d2f6a3b1c0d9e"
+SESSION_ID = "ses_01936f6e4b7a7c0e8f5d2f6a3b1c0d9f"
+BATCH_ID = "bat_01936f6e4b7a7c0e8f5d2f6a3b1c0da0"
+ARTIFACT_ID = "art_01936f6e4b7a7c0e8f5d2f6a3b1c0da1"
+MOMENT = "2026-01-31T12:00:00Z"
+
+
+def _session_id(value: object) -> object:
+    try:
+        return parse_id(Prefix.SESSION, value) if isinstance(value, str) else value
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
+SessionId = Annotated[
+    UUID, BeforeValidator(_session_id), WithJsonSchema({"type": "string", "pattern": "^ses_[0-9a-f]{32}$"})
+]
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16, description="up to 16 pairs of text for the client's own use"),
+]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Sent(BaseModel):
+    """What a client sends: a field we do not know is a mistake, and is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TurnDraft(Sent):
+    agent: Name = Field(description="a registered agent, see GET /v1/agents")
+    agent_version: Name | None = Field(
+        None, description="default: the version registered last, pinned by the first attempt"
+    )
+    input: Any = Field(description="must fit the agent's input schema")
+    run_after: AwareDatetime | None = Field(None, description="not before; the turn is `scheduled` until then")
+    deadline: AwareDatetime | None = Field(None, description="the turn expires then; default: 7 days")
+    metadata: Metadata = {}
+
+
+class TurnBody(TurnDraft):
+    """One turn."""
+
+    on_busy: OnBusy = Field(
+        OnBusy.ENQUEUE, description="if the session has an open turn: queue behind it, answer 423, or cancel it"
+    )
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"agent": "research", "input": {"question": "What is a lease?"}}]}
+    )
+
+    def draft(self, *, session_id: UUID | None = None, traceparent: str | None = None) -> Draft:
+        return Draft(
+            agent=self.agent,
+            input=self.input,
+            agent_version=self.agent_version,
+            session_id=session_id,
+            run_after=self.run_after,
+            deadline=self.deadline,
+            metadata=self.metadata,
+            traceparent=traceparent,
+        )
+
+
+class BatchLine(TurnDraft):
+    """One turn of a batch."""
+
+    session_id: SessionId | None = Field(None, description="default: a session of its own; created if it is new")
+    custom_id: str | None = Field(None, min_length=1, max_length=256, description="unique in the batch")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"custom_id": "q1", "agent": "research", "input": {"question": "What is a lease?"}}]
+        }
+    )
+
+    def draft(self, *, line: int) -> Draft:
+        return Draft(
+            agent=self.agent,
+            input=self.input,
+            agent_version=self.agent_version,
+            session_id=self.session_id,
+            run_after=self.run_after,
+            deadline=self.deadline,
+            metadata=self.metadata,
+            custom_id=self.custom_id,
+            line=line,
+        )
+
+
+class SessionBody(Sent):
+    id: SessionId | None = Field(None, description="chosen by the client: the same request again is the same session")
+    metadata: Metadata = {}
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": SESSION_ID, "metadata": {"customer": "42"}}]})
+
+
+class SignalBody(Sent):
+    name: Name
+    payload: Any = None
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "reviewed", "payload": {"ok": True}}]})
+
+
+class CancelBody(Sent):
+    reason: str = Field("cancelled by a client", min_length=1, max_length=500)
+
+
+class Shown(BaseModel):
+    """What a client gets. New fields may appear."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Fault(Shown):
+    path: str
+    message: str
+    line: int | None = None
+
+
+class Problem(Shown):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="for programs: does not change")
+    retryable: bool = Field(description="the same request may succeed later")
+    errors: list[Fault]
+
+
+class TurnView(Shown):
+    id: str = Field(examples=[TURN_ID])
+    session_id: str = Field(examples=[SESSION_ID])
+    status: TurnStatus
+    agent: str
+    agent_version: str | None
+    input: Any
+    output: Any
+    error: dict[str, Any] | None
+    attempts: int = Field(description="starts, those after an interrupt included")
+    position: int | None = Field(description="place in the session's order; null while scheduled")
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    deadline: datetime
+    run_after: datetime | None
+    batch_id: str | None
+    custom_id: str | None
+    metadata: dict[str, str]
+    usage: dict[str, Any]
+    blocked_by: str | None = Field(None, description="while queued: the open turn before this one in its session")
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, turn: TurnRecord, *, blocked_by: UUID | None = None) -> Self:
+        turn_id, session_id = show_id(Prefix.TURN, turn.id), show_id(Prefix.SESSION, turn.session_id)
+        here = f"/v1/turns/{turn_id}"
+        return cls(
+            id=turn_id,
+            session_id=session_id,
+            status=turn.status,
+            agent=turn.agent,
+            agent_version=turn.agent_version,
+            input=turn.input,
+            output=turn.output,
+            error=dict(turn.error) if turn.error is not None else None,
+            attempts=turn.attempts,
+            position=turn.position,
+            created_at=turn.created_at,
+            started_at=turn.started_at,
+            ended_at=turn.ended_at,
+            deadline=turn.deadline,
+            run_after=turn.run_after,
+            batch_id=show_id(Prefix.BATCH, turn.batch_id) if turn.batch_id else None,
+            custom_id=turn.custom_id,
+            metadata=dict(turn.metadata),
+            usage=dict(turn.usage),
+            blocked_by=show_id(Prefix.TURN, blocked_by) if blocked_by else None,
+            links={"self": here, "events": f"{here}/events", "session": f"/v1/sessions/{session_id}"},
+        )
+
+
+class SessionView(Shown):
+    id: str = Field(examples=[SESSION_ID])
+    status: Literal["idle", "busy"] = Field(description="busy: it has open turns")
+    open_turns: int
+    turns: int = Field(description="turns that have taken their place so far")
+    last_seq: int = Field(description="seq of the newest event")
+    metadata: dict[str, str]
+    created_at: datetime
+    expires_at: datetime | None
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, session: SessionRecord) -> Self:
+        session_id = show_id(Prefix.SESSION, session.id)
+        here = f"/v1/sessions/{session_id}"
+        return cls(
+            id=session_id,
+            status="busy" if session.open_turns else "idle",
+            open_turns=session.open_turns,
+            turns=session.next_position,
+            last_seq=session.last_seq,
+            metadata=dict(session.metadata),
+            created_at=session.created_at,
+            expires_at=session.expires_at,
+            links={"self": here, "events": f"{here}/events", "turns": f"/v1/turns?session_id={session_id}"},
+        )
+
+
+class BatchView(Shown):
+    id: str = Field(examples=[BATCH_ID])
+    status: Literal["running", "ended"]
+    total: int
+    counts: dict[TurnStatus, int] = Field(description="turns by state, every state named")
+    ended: int
+    progress: float = Field(description="0 to 1: the share of turns that have ended")
+    eta: datetime | None = Field(
+        description="when it will have ended at the pace so far; null: not known yet, or ended"
+    )
+    metadata: dict[str, str]
+    created_at: datetime
+    ended_at: datetime | None
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, batch: BatchRecord, *, now: datetime) -> Self:
+        batch_id = show_id(Prefix.BATCH, batch.id)
+        here = f"/v1/batches/{batch_id}"
+        done = batch.ended >= batch.total
+        return cls(
+            id=batch_id,
+            status="ended" if done else "running",
+            total=batch.total,
+            counts={status: batch.counts.get(status, 0) for status in TurnStatus},
+            ended=batch.ended,
+            progress=round(batch.ended / batch.total, 4) if batch.total else 1.0,
+            eta=None if done else _eta(batch, now),
+            metadata=dict(batch.metadata),
+            created_at=batch.created_at,
+            ended_at=batch.last_ended_at if done else None,
+            links={"self": here, "results": f"{here}/results", "turns": f"/v1/turns?batch_id={batch_id}"},
+        )
+
+
+def _eta(batch: BatchRecord, now: datetime) -> datetime | None:
+    if not batch.ended or now <= batch.created_at:
+        return None
+    left: timedelta = (now - batch.created_at) * ((batch.total - batch.ended) / batch.ended)
+    return now + left
+
+
+class EventView(Shown):
+    seq: int = Field(description="1, 2, 3 ... without gaps in its session")
+    id: str
+    session_id: str
+    turn_id: str | None
+    kind: str = Field(examples=["step.completed"])
+    key: str | None = Field(description="replay key, where there is one")
+    epoch: int = Field(description="the lease under which it was written")
+    payload: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls(
+            seq=event.seq,
+            id=str(event.id),
+            session_id=show_id(Prefix.SESSION, event.session_id),
+            turn_id=show_id(Prefix.TURN, event.turn_id) if event.turn_id else None,
+            kind=event.kind,
+            key=event.key,
+            epoch=event.epoch,
+            payload=dict(event.payload),
+            created_at=event.created_at,
+        )
+
+
+class ArtifactView(Shown):
+    id: str = Field(examples=[ARTIFACT_ID])
+    name: str
+    content_type: str
+    size: int = Field(description="bytes")
+    sha256: str
+    created_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, artifact: ArtifactRecord) -> Self:
+        artifact_id = show_id(Prefix.ARTIFACT, artifact.id)
+        here = f"/v1/artifacts/{artifact_id}"
+        return cls(
+            id=artifact_id,
+            name=artifact.name,
+            content_type=artifact.content_type,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            created_at=artifact.created_at,
+            links={"self": here, "content": f"{here}/content"},
+        )
+
+
+class AgentView(Shown):
+    name: str
+    version: str
+    queue: str
+    description: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+
+    @classmethod
+    def of(cls, agent: AgentRecord) -> Self:
+        return cls(
+            name=agent.name,
+            version=agent.version,
+            queue=agent.queue,
+            description=agent.description,
+            input_schema=dict(agent.input_schema),
+            output_schema=dict(agent.output_schema),
+        )
+
+
+class SignalView(Shown):
+    id: str
+    session_id: str
+    name: str
+
+
+class Page(Shown):
+    has_more: bool
+    next: str | None = Field(description="give it as `cursor` for the next page; null: this was the last")
+
+
+class TurnPage(Page):
+    data: Sequence[TurnView]
+
+
+class SessionPage(Page):
+    data: Sequence[SessionView]
+
+
+class BatchPage(Page):
+    data: Sequence[BatchView]
+
+
+class EventPage(Shown):
+    data: Sequence[EventView]
+    has_more: bool
+    next: int = Field(description="give it as `after` for what comes next, now or later")
+
+
+class AgentList(Shown):
+    data: Sequence[AgentView]
+
+
+class Check(Shown):
+    status: Literal["ok", "failed"]
+    detail: str | None = None
+
+
+class Readiness(Shown):
+    status: Literal["ok", "degraded", "unavailable"]
+    checks: Mapping[str, Check]
+
+
+class Liveness(Shown):
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,188 @@
+"""Turns: submit, poll, list, cancel."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+from pydantic import AwareDatetime
+
+from longshift.db import views
+from longshift.db.views import TurnFilter
+from longshift.errors import NotFound
+from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id
+from longshift_api import deps
+from longshift_api.deps import Caller, Edge, EdgeDep, Promise, in_path
+from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
+from longshift_api.problems import documented
+from longshift_api.replies import REPLAYED, etag, made, matches, retry_after
+from longshift_api.schemas import TURN_ID, CancelBody, TurnBody, TurnPage, TurnView
+from longshift_api.waiting import change_of, wanted_wait
+
+router = deps.router("turns")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_FILTERS = ("limit", "cursor", "status", "agent", "session_id", "batch_id", "created_at[gte]")
+_ACCEPTED = {
+    202: {"model": TurnView, "description": "Accepted and committed", "headers": made("/v1/turns/" + TURN_ID)},
+    **documented(404, 413, 415, 423),
+}
+
+
+@router.post(
+    "/turns", summary="Submit a turn on a new session", status_code=202, response_model=None, responses=_ACCEPTED
+)
+async def submit(request: Request, body: TurnBody, edge: EdgeDep, caller: Caller, promise: Promise) -> Response:
+    """Answered once the turn is committed: it will reach a terminal state, whatever happens to workers."""
+    draft = body.draft(traceparent=_traceparent(request))
+    accepted = await edge.mailbox.submit(draft, tenant_id=caller.tenant_id, on_busy=body.on_busy, idempotency=promise)
+    return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
+
+
+@router.post(
+    "/sessions/{session_id}/turns",
+    summary="Submit a turn to a session",
+    status_code=202,
+    response_model=None,
+    responses=_ACCEPTED,
+)
+async def submit_to_session(
+    session_id: str, request: Request, body: TurnBody, edge: EdgeDep, caller: Caller, promise: Promise
+) -> Response:
+    """Turns of a session run one at a time, in the order in which they were accepted; ``on_busy`` decides otherwise."""
+    draft = body.draft(session_id=in_path(Prefix.SESSION, session_id), traceparent=_traceparent(request))
+    accepted = await edge.mailbox.submit(draft, tenant_id=caller.tenant_id, on_busy=body.on_busy, idempotency=promise)
+    return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
+
+
+@router.get(
+    "/turns",
+    summary="List turns, newest first",
+    response_model=None,
+    responses={200: {"model": TurnPage}, **documented()},
+    openapi_extra={"parameters": [METADATA_FILTER]},
+)
+async def list_turns(
+    request: Request,
+    edge: EdgeDep,
+    caller: Caller,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+    status: Annotated[list[TurnStatus] | None, Query(description="may be repeated")] = None,
+    agent: str | None = None,
+    session_id: str | None = None,
+    batch_id: str | None = None,
+    since: Annotated[AwareDatetime | None, Query(alias="created_at[gte]")] = None,
+) -> Response:
+    only(request, _FILTERS)
+    where = TurnFilter(
+        status=status,
+        agent=agent,
+        session_id=parse_id(Prefix.SESSION, session_id) if session_id is not None else None,
+        batch_id=parse_id(Prefix.BATCH, batch_id) if batch_id is not None else None,
+        created_since=since,
+        metadata=metadata_of(request),
+    )
+    rows = await views.turns(
+        edge.db, tenant_id=caller.tenant_id, where=where, before=read_cursor(cursor), limit=limit + 1
+    )
+    page, following = cut(rows, limit, key=lambda turn: turn.id)
+    data = [TurnView.of(turn) for turn in page]
+    return reply(TurnPage(data=data, has_more=following is not None, next=following))
+
+
+@router.get(
+    "/turns/{turn_id}",
+    summary="Poll a turn",
+    response_model=None,
+    responses={
+        200: {
+            "model": TurnView,
+            "description": "The turn",
+            "headers": {
+                "ETag": {"schema": {"type": "string"}, "description": "its version: give it as If-None-Match"},
+                "Retry-After": {
+                    "schema": {"type": "integer"},
+                    "description": "seconds until another look is worth it; absent once it has ended",
+                },
+            },
+        },
+        304: {"description": "It still is as If-None-Match says"},
+        **documented(404),
+    },
+    openapi_extra={
+        "parameters": [
+            {"name": "Prefer", "in": "header", "schema": {"type": "string"}, "example": "wait=30"},
+            {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "example": 'W/"3"'},
+            {
+                "name": "wait",
+                "in": "query",
+                "schema": {"type": "integer", "minimum": 0},
+                "description": "seconds to hold the answer until the turn changes; at most 60; also `Prefer: wait=30`",
+            },
+        ]
+    },
+)
+async def get_turn(turn_id: str, request: Request, edge: EdgeDep, caller: Caller) -> Response:
+    """Cheap to repeat: with ``If-None-Match`` it is 304 while nothing changed, with ``wait`` it answers on a change."""
+    turn = await _find(edge, caller, turn_id)
+    seconds = wanted_wait(request)
+    known = "if-none-match" in request.headers
+    if seconds and not turn.status.terminal and (not known or matches(request, etag(turn.version))):
+        turn = await change_of(edge, turn, seconds=seconds) or turn
+    headers = _headers(edge, turn)
+    if seconds:
+        headers["Preference-Applied"] = f"wait={seconds}"
+    if matches(request, etag(turn.version)):
+        return Response(status_code=304, headers=headers)
+    return reply(await _view(edge, turn), headers=headers)
+
+
+@router.post(
+    "/turns/{turn_id}/cancel",
+    summary="Cancel a turn",
+    status_code=202,
+    response_model=None,
+    responses={
+        200: {"model": TurnView, "description": "It has ended"},
+        202: {"model": TurnView, "description": "It runs; its worker has been told"},
+        **documented(404, 413, 415),
+    },
+)
+async def cancel_turn(turn_id: str, edge: EdgeDep, caller: Caller, body: CancelBody | None = None) -> Response:
+    """At once if it never started, else as soon as its worker has heard it. An ended turn stays as it is."""
+    turn = await edge.mailbox.cancel_turn(
+        in_path(Prefix.TURN, turn_id), tenant_id=caller.tenant_id, reason=(body or CancelBody()).reason
+    )
+    return reply(TurnView.of(turn), status=200 if turn.status.terminal else 202, headers=_headers(edge, turn))
+
+
+async def _accepted(edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:
+    turn = await _find(edge, caller, turn_id)
+    view = await _view(edge, turn)
+    headers = _headers(edge, turn) | {"Location": view.links["self"]} | (REPLAYED if replayed else {})
+    return reply(view, status=202, headers=headers)
+
+
+async def _find(edge: Edge, caller: Caller, turn_id: str) -> TurnRecord:
+    turn = await views.turn(edge.db, in_path(Prefix.TURN, turn_id), tenant_id=caller.tenant_id)
+    if turn is None:
+        raise NotFound(f"there is no turn {turn_id}")
+    return turn
+
+
+async def _view(edge: Edge, turn: TurnRecord) -> TurnView:
+    queued = turn.status is TurnStatus.QUEUED and turn.position is not None and turn.position > 1
+    return TurnView.of(turn, blocked_by=await views.blocked_by(edge.db, turn.id) if queued else None)
+
+
+def _headers(edge: Edge, turn: TurnRecord) -> dict[str, str]:
+    headers = {"ETag": etag(turn.version), "Cache-Control": "private, no-cache"}
+    if not turn.status.terminal:
+        headers["Retry-After"] = str(retry_after(turn, edge.clock.now()))
+    return headers
+
+
+def _traceparent(request: Request) -> str | None:
+    given = request.headers.get("traceparent", "")
+    return given if _TRACEPARENT.match(given) else None

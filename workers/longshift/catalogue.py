@@ -1,0 +1,214 @@
+"""What may be submitted: drafts of turns, checked against the agents that workers have registered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from longshift.db.intake import Entry
+from longshift.errors import InvalidInput, LongshiftError, UnknownAgent
+from longshift.model import AgentRecord, Json, NewTurn, new_id
+
+MAX_ERRORS = 20
+"""Misfits reported at once; the rest would help nobody."""
+
+_LONGEST_MESSAGE = 300
+_BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A turn as a client words it, not validated yet."""
+
+    agent: str
+    input: Json
+    agent_version: str | None = None
+    session_id: UUID | None = None  # None: a new session
+    run_after: datetime | None = None
+    deadline: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    custom_id: str | None = None
+    traceparent: str | None = None
+    line: int | None = None  # where it stood, for messages
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A line of a batch that could not even be read; ``errors`` as in ``InvalidInput``."""
+
+    line: int
+    errors: Sequence[dict[str, Json]]
+
+
+class Drafts(Protocol):
+    """The turns of a batch, in order. It is read twice: once to validate all of it, once to store it."""
+
+    def __iter__(self) -> Iterator[Draft | Misfit]: ...
+
+
+class Catalogue:
+    """The agents registered by workers, as of one moment. ``before``: what it replaces; compiled schemas are kept."""
+
+    def __init__(self, agents: Iterable[AgentRecord], *, before: Catalogue | None = None) -> None:
+        self._versions: dict[str, dict[str, AgentRecord]] = {}
+        for agent in agents:  # of one name the one registered last comes last
+            versions = self._versions.setdefault(agent.name, {})
+            versions.pop(agent.version, None)
+            versions[agent.version] = agent
+        self.validators: dict[tuple[str, str], tuple[AgentRecord, Validator]] = before.validators if before else {}
+
+    def find(self, name: str, version: str | None = None) -> AgentRecord:
+        """The agent, in the version asked for or else the one registered last.
+
+        Raises:
+            UnknownAgent: no worker has registered it.
+        """
+        versions = self._versions.get(name)
+        if versions is None:
+            known = f"known are {', '.join(sorted(self._versions)[:20])}" if self._versions else "none is known yet"
+            raise UnknownAgent(f"no worker has registered an agent {name!r}: start a worker that has it ({known})")
+        if version is None:
+            return next(reversed(versions.values()))
+        if version not in versions:
+            raise UnknownAgent(f"no worker has registered version {version!r} of {name!r}, only {', '.join(versions)}")
+        return versions[version]
+
+    def new_turn(self, draft: Draft, *, now: datetime, check: bool = True) -> NewTurn:
+        """The turn that ``draft`` asks for. ``check`` False: it has been validated before.
+
+        Raises:
+            UnknownAgent: no worker has registered it.
+            InvalidInput: the input does not fit the agent's schema, or the times do not fit each other.
+        """
+        agent = self.find(draft.agent, draft.agent_version)
+        if check:
+            errors = [*_check_times(draft, now), *self._check_input(agent, draft.input)]
+            if errors:
+                raise InvalidInput(f"the turn does not fit agent {agent.name!r}: {_first(errors)}", errors=errors)
+        return NewTurn(
+            agent=agent.name,
+            input=draft.input,
+            queue=agent.queue,
+            agent_version=draft.agent_version,
+            run_after=draft.run_after,
+            deadline=draft.deadline,
+            metadata=draft.metadata,
+            custom_id=draft.custom_id,
+            traceparent=draft.traceparent,
+        )
+
+    def _check_input(self, agent: AgentRecord, value: Json) -> Iterator[dict[str, Json]]:
+        try:
+            errors = self._validator(agent).iter_errors(value)
+            for error, _ in zip(errors, range(MAX_ERRORS), strict=False):
+                yield _describe(error)
+        except (SchemaError, Unresolvable) as error:
+            raise InvalidInput(
+                f"the input schema that a worker registered for {agent.name!r} cannot be used: {_short(str(error))}"
+            ) from None
+        except RecursionError:
+            yield {"path": "input", "message": "nested too deeply"}
+
+    def _validator(self, agent: AgentRecord) -> Validator:
+        known = self.validators.get((agent.name, agent.version))
+        if known is None or known[0] != agent:
+            schema = dict(agent.input_schema)
+            kind = validator_for(schema)
+            kind.check_schema(schema)
+            # with a registry that resolves nothing, a "$ref" cannot make this process fetch a URL
+            known = (agent, kind(schema, registry=Registry()))
+            self.validators[(agent.name, agent.version)] = known
+        return known[1]
+
+
+@dataclass(slots=True)
+class Checked:
+    """What the first reading of a batch found."""
+
+    total: int = 0
+    misfits: int = 0
+    errors: list[dict[str, Json]] = field(default_factory=list)
+    unknown: bool = False  # an agent was not in the catalogue
+    sessions: set[UUID] = field(default_factory=set)
+
+    def refuse(self, line: int, errors: Iterable[Mapping[str, Json]]) -> None:
+        self.misfits += 1
+        room = MAX_ERRORS - len(self.errors)
+        self.errors += [{"line": line, **error} for error, _ in zip(errors, range(room), strict=False)]
+
+    def verify(self) -> None:
+        if not self.total:
+            raise InvalidInput("the batch is empty: send at least one turn")
+        if self.misfits:
+            raise InvalidInput(
+                f"{self.misfits:,} of {self.total:,} lines do not fit, so none was accepted: {_first(self.errors)}",
+                errors=self.errors,
+            )
+
+
+def check_batch(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Checked:
+    found = Checked()
+    custom_ids: dict[str, int] = {}
+    for number, draft in enumerate(drafts, start=1):
+        found.total += 1
+        line = draft.line or number
+        if isinstance(draft, Misfit):
+            found.refuse(line, draft.errors)
+            continue
+        if draft.custom_id is not None and (first := custom_ids.setdefault(draft.custom_id, line)) != line:
+            message = f"{_short(repr(draft.custom_id))} is the custom_id of line {first} too"
+            found.refuse(line, [{"path": "custom_id", "message": message}])
+            continue
+        if draft.session_id is not None:
+            found.sessions.add(draft.session_id)
+        try:
+            catalogue.new_turn(draft, now=now)
+        except UnknownAgent as error:
+            found.unknown = True
+            found.refuse(line, [{"path": "agent", "message": str(error)}])
+        except InvalidInput as error:
+            found.refuse(line, error.errors or [{"path": "", "message": str(error)}])
+    return found
+
+
+def entries(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Iterator[Entry]:
+    for draft in drafts:
+        if isinstance(draft, Misfit):
+            raise LongshiftError("a batch changed between its two readings")
+        yield Entry(catalogue.new_turn(draft, now=now, check=False), draft.session_id or new_id())
+
+
+def _check_times(draft: Draft, now: datetime) -> Iterator[dict[str, Json]]:
+    if draft.deadline is not None and draft.deadline <= max(now, draft.run_after or now):
+        message = "is in the past" if draft.deadline <= now else "is not after run_after"
+        yield {"path": "deadline", "message": message}
+
+
+def _describe(error: ValidationError) -> dict[str, Json]:
+    path = "input" + "".join(
+        f".{part}" if isinstance(part, str) and _BARE_NAME.match(part) else f"[{part!r}]"
+        for part in error.absolute_path
+    )
+    return {"path": path, "message": _short(error.message)}
+
+
+def _short(text: str) -> str:
+    """The message without the middle: jsonschema quotes the whole value, and says what is wrong with it at the end."""
+    half = _LONGEST_MESSAGE // 2
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
+
+
+def _first(errors: Sequence[Mapping[str, Json]]) -> str:
+    error = errors[0]
+    place = f"line {error['line']}: " if "line" in error else ""
+    return f"{place}{error['path']}: {error['message']}" if error["path"] else f"{place}{error['message']}"

@@ -1,0 +1,245 @@
+"""The mailbox: what this process may ask of sessions. Submit, cancel, signal: validated, committed, then rung.
+
+    Draft ──Catalogue.new_turn──> NewTurn ──intake.submit (one transaction)──> accepted ──Bell──> wake-up
+
+What comes back has been committed. Wake-ups and announcements leave afterwards and in the background: if Redis does not
+answer, nothing is lost, the sweeper rings again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from uuid import UUID
+
+from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
+from longshift.clock import SYSTEM, Clock
+from longshift.config import Config
+from longshift.db import intake, views
+from longshift.db.database import Database
+from longshift.db.intake import Accepted, Entry, Idempotency, NewBatch
+from longshift.errors import InvalidInput, NotFound, UnknownAgent
+from longshift.hot import Hot, turn_channel
+from longshift.model import BatchRecord, Json, MailKind, OnBusy, Prefix, TurnRecord, new_id, show_id
+
+CATALOGUE_TTL = 2.0
+"""Seconds for which the registered agents are remembered; an unknown name is looked up at once."""
+
+
+class Bell:
+    """Sends wake-ups and announcements in the background; what comes while one round trip lasts goes with the next."""
+
+    def __init__(self, hot: Hot) -> None:
+        self._hot = hot
+        self._ring: list[tuple[UUID, str]] = []
+        self._changed: list[tuple[str, str]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def ring(self, sessions: Iterable[tuple[UUID, str]], *, changed: Iterable[UUID] = ()) -> None:
+        """Wake ``sessions`` (id, queue); tell those who wait for the turns ``changed``."""
+        self._ring.extend(sessions)
+        self._changed.extend((turn_channel(turn), "changed") for turn in changed)
+        if (self._ring or self._changed) and self._task is None:
+            self._task = asyncio.create_task(self._send(), name="bell")
+
+    async def close(self) -> None:
+        """Let the last round go out, for as long as Redis answers."""
+        if self._task is not None:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._task, timeout=2)
+
+    async def _send(self) -> None:
+        try:
+            while self._ring or self._changed:
+                ring, self._ring = self._ring, []
+                changed, self._changed = self._changed, []
+                await self._hot.ring(ring)
+                await self._hot.announce(changed)
+        finally:
+            self._task = None
+
+
+class Mailbox:
+    """Turns, batches, signals and cancels for one process. Close it before the database and Redis."""
+
+    def __init__(self, db: Database, hot: Hot, *, config: Config, clock: Clock = SYSTEM) -> None:
+        self._db = db
+        self._bell = Bell(hot)
+        self._config = config
+        self._clock = clock
+        self._catalogue = Catalogue(())
+        self._catalogue_at = -CATALOGUE_TTL
+
+    async def close(self) -> None:
+        await self._bell.close()
+
+    async def catalogue(self, *, wanted: tuple[str, str | None] | None = None) -> Catalogue:
+        """The registered agents, at most ``CATALOGUE_TTL`` old; of now, if ``wanted`` (name, version) is not there."""
+        fresh = self._clock.monotonic() - self._catalogue_at < CATALOGUE_TTL
+        if fresh and wanted is not None:
+            try:
+                self._catalogue.find(*wanted)
+            except UnknownAgent:
+                fresh = False
+        if not fresh:
+            self._catalogue = Catalogue(await views.agents(self._db), before=self._catalogue)
+            self._catalogue_at = self._clock.monotonic()
+        return self._catalogue
+
+    async def submit(
+        self,
+        draft: Draft,
+        *,
+        tenant_id: UUID,
+        on_busy: OnBusy = OnBusy.ENQUEUE,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Accept one turn, on an existing session or (``session_id`` None) a new one; ``resource_id`` is the turn's.
+
+        Raises:
+            UnknownAgent, InvalidInput: it does not fit.
+            NotFound: no such session.
+            SessionBusy: ``on_busy`` is reject and a turn is open.
+            IdempotencyMismatch: the key was used with another body.
+        """
+        accepted = await self._repeated(idempotency, tenant_id=tenant_id)
+        if accepted is None:
+            catalogue = await self.catalogue(wanted=(draft.agent, draft.agent_version))
+            now = self._clock.now()
+            turn = catalogue.new_turn(draft, now=now)
+            if on_busy is not OnBusy.ENQUEUE and draft.run_after is not None:
+                raise InvalidInput(f"on_busy {on_busy.value!r} decides now, run_after later: use one of them")
+            accepted = await intake.submit(
+                self._db,
+                [Entry(turn, draft.session_id or new_id(), create=draft.session_id is None)],
+                tenant_id=tenant_id,
+                resource_id=turn.id,
+                now=now,
+                lifetime=self._config.turn_deadline,
+                idempotency=idempotency,
+                reject_busy=on_busy is OnBusy.REJECT,
+            )
+            self._bell.ring(accepted.ring)
+        if on_busy is OnBusy.REPLACE:  # also for a repeat: the first request may have died before it came to this
+            before = await intake.open_before(self._db, accepted.resource_id)
+            await self._end(before, tenant_id=tenant_id, reason="replaced by a newer turn")
+        return accepted
+
+    async def submit_batch(
+        self,
+        drafts: Drafts,
+        *,
+        tenant_id: UUID,
+        metadata: Mapping[str, str] | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Accept all turns or none; ``resource_id`` is the batch's. A session named for the first time is created.
+
+        Raises:
+            InvalidInput: lines do not fit, named in ``errors`` by their ``line``; or there is none.
+            NotFound: a session belongs to somebody else.
+            IdempotencyMismatch: the key was used with another body.
+        """
+        accepted = await self._repeated(idempotency, tenant_id=tenant_id)
+        if accepted is not None:
+            return accepted
+        catalogue = await self.catalogue()
+        now = self._clock.now()
+        checked = await asyncio.to_thread(check_batch, drafts, catalogue, now)
+        if checked.unknown:  # a worker may have registered it just now
+            self._catalogue_at = -CATALOGUE_TTL
+            catalogue = await self.catalogue()
+            checked = await asyncio.to_thread(check_batch, drafts, catalogue, now)
+        checked.verify()
+        batch = NewBatch(total=checked.total, metadata=metadata or {})
+        accepted = await intake.submit(
+            self._db,
+            entries(drafts, catalogue, now),
+            tenant_id=tenant_id,
+            resource_id=batch.id,
+            now=now,
+            lifetime=self._config.turn_deadline,
+            batch=batch,
+            idempotency=idempotency,
+            lock=checked.sessions,
+        )
+        self._bell.ring(accepted.ring)
+        return accepted
+
+    async def create_session(
+        self,
+        session_id: UUID | None = None,
+        *,
+        tenant_id: UUID,
+        metadata: Mapping[str, str] | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> tuple[UUID, bool]:
+        """The session's id and whether it is new; a client that chooses the id may repeat the request.
+
+        Raises:
+            NotFound: the id belongs to somebody else, or to a deleted session.
+            IdempotencyMismatch: the key was used with another body.
+        """
+        return await intake.create_session(
+            self._db, session_id or new_id(), tenant_id=tenant_id, metadata=metadata or {}, idempotency=idempotency
+        )
+
+    async def cancel_turn(self, turn_id: UUID, *, tenant_id: UUID, reason: str = "cancelled by a client") -> TurnRecord:
+        """Ask a turn to end: at once if it never started, else as soon as a worker has heard it.
+
+        One that has ended stays as it is.
+
+        Raises:
+            NotFound: no such turn.
+        """
+        turn = await views.turn(self._db, turn_id, tenant_id=tenant_id)
+        if turn is not None and not turn.status.terminal:
+            await self._end([turn_id], tenant_id=tenant_id, reason=reason)
+            turn = await views.turn(self._db, turn_id, tenant_id=tenant_id)
+        if turn is None:
+            raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
+        return turn
+
+    async def cancel_batch(
+        self, batch_id: UUID, *, tenant_id: UUID, reason: str = "batch cancelled by a client"
+    ) -> BatchRecord:
+        """Ask every open turn of a batch to end.
+
+        Raises:
+            NotFound: no such batch.
+        """
+        await self._end(
+            await intake.open_of_batch(self._db, batch_id, tenant_id=tenant_id), tenant_id=tenant_id, reason=reason
+        )
+        batch = await views.batch(self._db, batch_id, tenant_id=tenant_id)
+        if batch is None:
+            raise NotFound(f"there is no batch {show_id(Prefix.BATCH, batch_id)}")
+        return batch
+
+    async def signal(
+        self, session_id: UUID, *, tenant_id: UUID, name: str, payload: Json, idempotency: Idempotency | None = None
+    ) -> Accepted:
+        """Leave a signal for whichever turn of the session waits for ``name``, now or later; ``resource_id`` is its id.
+
+        Raises:
+            NotFound: no such session.
+            IdempotencyMismatch: the key was used with another body.
+        """
+        accepted = await intake.signal(
+            self._db, session_id, tenant_id=tenant_id, name=name, payload=payload, idempotency=idempotency
+        )
+        self._bell.ring(accepted.ring)
+        return accepted
+
+    async def _end(self, turns: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
+        if turns:
+            ring = await intake.end_turns(self._db, turns, tenant_id=tenant_id, kind=MailKind.CANCEL, reason=reason)
+            self._bell.ring(ring, changed=turns)
+
+    async def _repeated(self, idempotency: Idempotency | None, *, tenant_id: UUID) -> Accepted | None:
+        """The answer to an equal request before, without validating it again: its deadline may have passed by now."""
+        if idempotency is None:
+            return None
+        known = await intake.recall(self._db, idempotency, tenant_id=tenant_id)
+        return Accepted(known, replayed=True) if known is not None else None
