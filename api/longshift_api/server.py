@@ -41,7 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(address[0], socket.SOCK_STREAM)
+        listener = socket.socket(*address[:3])  # with its protocol: asyncio sets TCP_NODELAY by it, else 40 ms each
     except OSError as error:
         raise ConfigError(f"LONGSHIFT_HOST {host!r} is no address of this machine: {error.strerror}") from None
     try:
