@@ -4,8 +4,10 @@ What an agent's author needs is here; everything else has a module of its own::
 
     from longshift import Turn, agent, step
 
+
     @step
     async def read(url: str) -> str: ...
+
 
     @agent("summary", version="1")
     async def summary(turn: Turn, url: str) -> str:
@@ -13,6 +15,7 @@ What an agent's author needs is here; everything else has a module of its own::
 """
 
 from longshift.agent import Agent, agent, step
+from longshift.contract import Artifact, Passage
 from longshift.errors import (
     ArtifactCorrupt,
     Conflict,
@@ -24,7 +27,6 @@ from longshift.errors import (
     Unavailable,
     UsageError,
 )
-from longshift.execution import Artifact, Passage
 from longshift.steps import Retry
 from longshift.turn import State, Turn, emit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -50,7 +51,7 @@ class Agent(Generic[I, O]):
             InvalidInput: it does not fit.
         """
         try:
-            return self.input.validate_python(value)
+            return self.input.validate_json(json.dumps(value))  # JSON's rules: a strict model takes a date as text
         except ValidationError as error:
             places = [{"path": "/".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()]
             raise InvalidInput(f"the input does not fit agent {self.name!r}", errors=places) from None
@@ -85,7 +86,13 @@ class _AgentDecorator:
         parameters = list(inspect.signature(function).parameters.values())
         if len(parameters) != 2:
             raise UsageError(f"agent {self.name!r} must take (turn, input), not {inspect.signature(function)}")
-        hints = get_type_hints(function, include_extras=True)
+        try:
+            hints = get_type_hints(function, include_extras=True)
+        except NameError as error:
+            raise UsageError(
+                f"agent {self.name!r}: {error}; its annotations must name what its module defines, because what "
+                "clients send is checked against them"
+            ) from None
         return Agent(
             name=self.name,
             version=self.version,

@@ -17,71 +17,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
-from typing import Any, Protocol, TypeVar
-from uuid import UUID
+from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
-from longshift.clock import Clock
+from longshift.additions import Additions
+from longshift.contract import Port
 from longshift.errors import InvalidInput, StepFailed, StepTimeout, TurnEvicted, UsageError
 from longshift.events import Context, Kind, NewEvent, encode, storable
 from longshift.model import Json, TurnRecord
 from longshift.replay import Call, Replay, Scope
 from longshift.steps import StepDefinition
+from longshift.waits import Waits
 
 T = TypeVar("T")
-EVICT_AFTER = timedelta(seconds=1)
-"""Waits shorter than this stay on the worker: leaving and coming back costs two commits and a claim."""
 ERROR_TEXT = 2000
 """Characters of an error's text that are recorded."""
-
-
-class Artifact(BaseModel, frozen=True):
-    """A pointer to immutable bytes in the cold tier; pass it between steps, read it with ``turn.read``."""
-
-    id: str
-    name: str
-    size: int
-    sha256: str
-    content_type: str
-
-
-class Passage(BaseModel, frozen=True):
-    """A piece of a source that answers a query; ``score`` orders them, larger is better."""
-
-    source: str
-    ordinal: int
-    text: str
-    score: float = 0.0
-
-
-class Port(Protocol):
-    """What an execution needs from whoever runs it."""
-
-    clock: Clock
-    step_timeout: timedelta
-    max_event: int
-
-    async def append(self, events: Sequence[NewEvent]) -> None:
-        """Record facts durably; raises LeaseLost."""
-
-    async def ready(self) -> None:
-        """Wait until a step may start."""
-
-    def emit(self, text: str, *, step: str, attempt: int) -> None:
-        """Publish a delta: lossy, never awaited."""
-
-    async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run blocking code in a bounded pool."""
-        ...
-
-    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact: ...
-
-    async def get_artifact(self, artifact_id: UUID) -> bytes: ...
-
-    async def index(self, source: str, texts: Sequence[str], /) -> int: ...
-
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +40,9 @@ class StepRun:
     definition: StepDefinition
     key: str
     attempt: int
+    scope: (
+        Scope  # for uuid() and random inside the step: they must not move those of the branch, which replays without it
+    )
 
 
 _scope: ContextVar[tuple[Execution, Scope] | None] = ContextVar("longshift_scope", default=None)
@@ -122,8 +74,13 @@ class Execution:
         self.root = Scope(path="", now=started, seed=record.root_turn_id.hex)
         self.on_idle: Callable[[], None] = lambda: None  # every branch waits: the turn may leave
         self.on_quiet: Callable[[], None] = lambda: None  # draining, and no step is running any more
-        self.waits = Waits(port.clock, lambda: self.on_idle())
+        self.waits = Waits(port.clock, self._idle)
         self._unwinding: str | None = None
+        self._additions = Additions(context)
+        self._order = replay.newest
+        self._jitter = (
+            Random()
+        )  # not the turn's random numbers: those would differ on a replay, which pauses for nothing
         self._steps = 0
         self._draining = False
         self._blocked: set[concurrent.futures.Future[Any]] = set()
@@ -152,6 +109,9 @@ class Execution:
         self._draining = True
         self._quieten()
 
+    def _idle(self) -> None:
+        self.on_idle()
+
     def _quieten(self) -> None:
         if self._draining and self._steps == 0:
             self.on_quiet()
@@ -178,23 +138,36 @@ class Execution:
             UsageError: this *is* the loop's thread.
             TurnEvicted: the turn leaves the worker meanwhile.
         """
-        if self.in_loop:
+        try:
+            if self.in_loop:
+                raise UsageError("this would block the event loop: write `await` here, or make the agent a plain `def`")
+            self.check()
+        except BaseException:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
-            raise UsageError("this would block the event loop: write `await` here, or make the agent a plain `def`")
-        self.check()
-
-        async def wait() -> T:
-            return await awaitable
-
-        future = asyncio.run_coroutine_threadsafe(wait(), self.loop)
+            raise
+        future = asyncio.run_coroutine_threadsafe(self._for_thread(awaitable), self.loop)
         self._blocked.add(future)
+        if self._unwinding is not None:  # it came between the check and the line above
+            future.cancel()
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise TurnEvicted(f"the turn is leaving this worker ({self._unwinding})") from None
+            self.check()
+            raise
         finally:
             self._blocked.discard(future)
+
+    async def _for_thread(self, awaitable: Awaitable[T]) -> T:
+        """Own the thread's scope while its call runs, so that tasks which the call starts become branches."""
+        place = _scope.get()
+        if place is None or place[1].owner is not None:
+            return await awaitable
+        place[1].owner = asyncio.current_task()
+        try:
+            return await awaitable
+        finally:
+            place[1].owner = None
 
     @property
     def is_live(self) -> bool:
@@ -208,7 +181,22 @@ class Execution:
         except RuntimeError:
             return False
 
+    def cancelled_from_outside(self) -> bool:
+        """Whether a ``CancelledError`` here is somebody's wish, and not something that the code itself ran into."""
+        task = asyncio.current_task()
+        return self._unwinding is not None or task is None or task.cancelling() > 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is running."""
+        return self._steps > 0
+
     def check(self) -> None:
+        """Refuse what is durable while the turn leaves.
+
+        Raises:
+            TurnEvicted: it does.
+        """
         if self._unwinding is not None:
             raise TurnEvicted(f"the turn is leaving this worker ({self._unwinding})")
 
@@ -217,11 +205,14 @@ class Execution:
         place = _scope.get()
         if place is None or place[0] is not self:
             raise UsageError("this turn is not running here: use it only inside its agent")
+        step = _running.get()
+        if step is not None:
+            return step.scope
         scope = place[1]
-        task = asyncio.current_task()
+        task = asyncio.current_task() if self.in_loop else None
         if scope.owner is None or scope.owner is task:
             return scope
-        child = scope.fork(f"~{scope.next_fork()}", owner=task)
+        child = scope.fork_task(owner=task)
         _scope.set((self, child))
         if task is not None:
             self.waits.begin_branches()
@@ -231,17 +222,20 @@ class Execution:
     # -- steps
 
     async def perform(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a step, or return what is recorded of it.
+        """Run a step, or return what is recorded of it; inside another step, part of that one.
 
         Raises:
             StepFailed: it failed for good, now or in an earlier attempt at the turn.
         """
+        if running_step() is not None:
+            return await self.once(step, args, kwargs)
         scope = self.scope()
         digest = step.digest(tuple(args), kwargs)
         call = self.replay.call(scope, step.name, digest=digest)
         if call.diverged:
             await self._diverged(call, step.name, digest)
         if call.recorded is not None:
+            await asyncio.sleep(0)  # other tasks get their turn as they did when it ran: their order makes their keys
             return _replayed(scope, call, step)
         async with self._step():
             return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
@@ -258,8 +252,9 @@ class Execution:
     ) -> Any:
         started = self.port.clock.now()
         try:
-            value, attempts = await self._attempts(step, key, args, kwargs, random=scope.random)
+            value, attempts = await self._attempts(step, key, args, kwargs, scope=scope)
             result = step.encode(value)
+            value = step.decode(result)  # before it is recorded: what cannot be read back would fail every replay
             event, now = self._completed(key, step.name, digest, result, started=started, attempts=attempts)
         except Exception as error:
             await self._failed(key, step, digest, error, scope=scope)
@@ -267,28 +262,29 @@ class Execution:
         self.check()
         await self.port.append([event])
         scope.now = now
-        return step.decode(result)
+        return value
 
     async def _attempts(
-        self, step: StepDefinition, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, random: Random
+        self, step: StepDefinition, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, scope: Scope
     ) -> tuple[Any, int]:
         """The result and the number of tries it took."""
         attempt = 1
         while True:
-            token = _running.set(StepRun(step, key, attempt))
+            token = _running.set(StepRun(step, key, attempt, scope.within(key)))
             try:
-                return await self._once(step, args, kwargs), attempt
+                return await self.once(step, args, kwargs), attempt
             except Exception as error:
                 if not step.retry.again(error, attempt=attempt):
                     raise
             finally:
                 _running.reset(token)
-            await asyncio.sleep(step.retry.pause(attempt, random=random))
+            await self.port.back_off(step.retry.pause(attempt, random=self._jitter))
             attempt += 1
             self.check()
             await self.port.ready()
 
-    async def _once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """One try of the step's function, within its time limit."""
         limit = (step.timeout or self.port.step_timeout).total_seconds()
         try:
             async with asyncio.timeout(limit) as timer:
@@ -300,6 +296,12 @@ class Execution:
             if timer.expired():
                 raise TimeoutError(f"no result within {limit:g} s") from None
             raise
+        except SystemExit as error:  # would end the worker
+            raise RuntimeError(f"called sys.exit({error.code!r})") from error
+        except asyncio.CancelledError as error:
+            if self.cancelled_from_outside():
+                raise
+            raise RuntimeError("cancelled by its own code") from error
 
     def _completed(
         self, key: str, name: str, digest: str, result: str, *, started: datetime, attempts: int
@@ -343,18 +345,29 @@ class Execution:
         text = encode(payload, limit=self.port.max_event)
         await self.port.append([NewEvent(kind, self.record.id, text, call_key)])
 
-    async def value(
-        self, name: str, kind: Kind, payload: Mapping[str, Json], *, digest: str = ""
-    ) -> Mapping[str, Json]:
-        """Record ``payload`` under the next key of ``name``, or return what is recorded there."""
+    async def value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> Mapping[str, Json]:
+        """Record ``payload`` under the next key of ``name``, or return what is recorded there, as JSON has it."""
+        recorded, _ = await self._value(name, kind, payload)
+        return recorded
+
+    async def add(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> None:
+        """The same for what joins the session's context."""
+        recorded, order = await self._value(name, kind, payload)
+        self._additions.apply(kind, recorded, order=order, turn=self.record.id.hex)
+
+    async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int]:
         if running_step() is not None:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
-        call = self.replay.call(self.scope(), name, digest=digest)
+        call = self.replay.call(self.scope(), name, digest="")
         if call.recorded is not None:
-            return call.recorded.payload
-        payload = dict(payload) | ({"digest": digest} if digest else {})
-        await self.append(kind, call_key=call.key, payload=payload)
-        return payload
+            await asyncio.sleep(0)
+            return call.recorded.payload, call.recorded.order
+        self.check()
+        text = encode(payload, limit=self.port.max_event)
+        self._order += 1
+        order = self._order
+        await self.port.append([NewEvent(kind, self.record.id, text, call.key)])
+        return json.loads(text), order
 
     # -- branches and waits
 
@@ -364,38 +377,43 @@ class Execution:
         Waits for all of them, and only then raises the first error in that order: which branch failed *first* would
         not be the same on a replay.
         """
+        if running_step() is not None:
+            return _first_error(await asyncio.gather(*branches, return_exceptions=True))
         scope = self.scope()
-        fork = scope.next_fork()
+        children = scope.fork_branches(len(branches))
         if not branches:
             return []
         self.waits.begin_branches(len(branches) - 1)  # the one that gathers does not count meanwhile
-        running = len(branches)
+        tasks = [asyncio.create_task(self._branch(*pair)) for pair in zip(branches, children, strict=True)]
+        running = len(tasks)
 
-        async def run(branch: Awaitable[T], child: Scope) -> T:
+        def ended(_: object) -> None:
             nonlocal running
-            child.owner = asyncio.current_task()
-            _scope.set((self, child))
-            try:
-                return await branch
-            finally:
-                running -= 1
-                if running:  # the last one hands its place back to the one that gathers
-                    self.waits.end_branch()
+            running -= 1
+            if running:  # the last one hands its place back to the one that gathers
+                self.waits.end_branch()
 
-        tasks = [
-            asyncio.ensure_future(run(branch, scope.fork(f"{fork}.{index}"))) for index, branch in enumerate(branches)
-        ]
+        for task in tasks:
+            task.add_done_callback(ended)
         try:
             results = await asyncio.gather(*tasks, return_exceptions=True)
         except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _cancel(tasks)
             raise
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if not isinstance(result, BaseException)]
+        finally:
+            for branch in branches:
+                if inspect.iscoroutine(branch):
+                    branch.close()  # of a task that was cancelled before it began
+        scope.now = max(scope.now, *(child.now for child in children))
+        return _first_error(results)
+
+    async def _branch(self, branch: Awaitable[T], scope: Scope) -> T:
+        scope.owner = asyncio.current_task()
+        _scope.set((self, scope))
+        try:
+            return await branch
+        except SystemExit as error:  # would end the worker
+            raise RuntimeError(f"called sys.exit({error.code!r})") from error
 
     async def wait_until(self, name: str, until: datetime) -> None:
         """Let time pass; the turn leaves the worker if every branch waits long enough."""
@@ -403,55 +421,24 @@ class Execution:
         due = datetime.fromisoformat(begun["until"])
         scope = self.scope()
         self.check()
-        remaining = (due - self.port.clock.now()).total_seconds()
-        if remaining > 0:
+        if due > self.port.clock.now():
             with self.waits.waiting(due):
-                await asyncio.sleep(remaining)
+                await self.port.sleep_until(due)
             self.check()
         scope.now = max(scope.now, due)
 
 
-class Waits:
-    """Counts the branches of a turn, and those that wait: when all do, the turn may leave its worker."""
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
-    def __init__(self, clock: Clock, on_idle: Callable[[], None]) -> None:
-        self._clock = clock
-        self._branches = 1
-        self._waits: dict[object, datetime] = {}
-        self._on_idle = on_idle
 
-    @property
-    def until(self) -> datetime:
-        """When the first of the waits ends."""
-        return min(self._waits.values())
-
-    def begin_branches(self, more: int = 1) -> None:
-        self._branches += more
-
-    def end_branch(self) -> None:
-        self._branches -= 1
-        self._look()
-
-    @contextmanager
-    def waiting(self, until: datetime) -> Iterator[None]:
-        token = object()
-        self._waits[token] = until
-        self._look()
-        try:
-            yield
-        finally:
-            del self._waits[token]
-
-    @property
-    def idle(self) -> bool:
-        """Every branch waits, and not just for an instant."""
-        return (
-            bool(self._waits) and len(self._waits) >= self._branches and self.until - self._clock.now() >= EVICT_AFTER
-        )
-
-    def _look(self) -> None:
-        if self.idle:
-            self._on_idle()
+def _first_error(results: Sequence[T | BaseException]) -> list[T]:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
 def _replayed(scope: Scope, call: Call, step: StepDefinition) -> Any:

@@ -1,4 +1,4 @@
-"""What a running turn reaches the world through: the journal for facts, Redis for deltas, the object store for bytes."""
+"""How a running turn reaches the world: the journal for facts, Redis for deltas, the object store for bytes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
 from longshift.artifacts import ArtifactStore, read_verified
 from longshift.clock import Clock
+from longshift.contract import Artifact, Passage
 from longshift.db import files, passages
 from longshift.db.database import Database
 from longshift.errors import NotFound, Unavailable
 from longshift.events import NewEvent
-from longshift.execution import Artifact, Passage
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.model import ArtifactRecord, Prefix, TurnRecord, show_id
@@ -72,6 +72,12 @@ class TurnPort:
         self._outside.notices.delta(
             text, session_id=self._record.session_id, turn_id=self._record.id, step=step, attempt=attempt
         )
+
+    async def back_off(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def sleep_until(self, due: datetime) -> None:
+        await asyncio.sleep((due - self.clock.now()).total_seconds())
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._outside.step_threads, function)

@@ -1,9 +1,9 @@
 """Replay: which recorded result belongs to which call.
 
 After a resume the agent's code runs again from its first line; a step whose result is recorded returns it instead of
-running. A call is recognised by its **replay key**: the branch it is made in, the step's name, and the how-manieth such call
-it is in that branch, written ``branch/name#n``. Branches are the coroutines given to ``turn.gather``, and any task that
-the agent starts by itself; each counts for itself, so that they may overtake each other.
+running. A call is recognised by its **replay key**: the branch it is made in, the step's name, and the how-manieth such
+call it is in that branch, written ``branch/name#n``. Branches are the coroutines given to ``turn.gather``, and any task
+that the agent starts by itself; each counts for itself, so that they may overtake each other.
 
 The digest of the arguments is a check. Recorded calls of the same name match by digest first; a recorded step whose
 arguments changed still wins, since its effect has happened, and the difference is reported as ``diverged``.
@@ -18,12 +18,13 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from random import Random
 from typing import Any
 from uuid import UUID
 
+from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.errors import UsageError
@@ -31,6 +32,7 @@ from longshift.events import Event, Kind
 from longshift.model import Json
 
 _NAME = re.compile(r"[^/#~\x00-\x1f]{1,128}\Z")
+_TASK = re.compile(r"~\d+")
 _REPLAYED = frozenset(
     {
         Kind.STEP_COMPLETED,
@@ -44,15 +46,16 @@ _REPLAYED = frozenset(
 )
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, *, ours: bool = False) -> str:
     """``name`` if it can be part of a replay key; it is a wire format, so choose it for good.
 
     Raises:
-        UsageError: empty, too long, or with a character that keys use.
+        UsageError: empty, too long, with a character that keys use, or with the ``$`` of our own (``ours``).
     """
-    if not _NAME.match(name):
+    if not _NAME.match(name) or (name.startswith("$") and not ours):
         raise UsageError(
-            f"{name!r} cannot name a step: use 1 to 128 characters without '/', '#', '~' and control characters"
+            f"{name!r} cannot name a step: use 1 to 128 characters, without '/', '#', '~' and control characters, and "
+            "not '$' as the first"
         )
     return name
 
@@ -64,6 +67,7 @@ class Recorded:
     key: str
     kind: str
     payload: Mapping[str, Json]
+    order: int = 0  # its seq: grows along the log
 
     @property
     def digest(self) -> str:
@@ -88,19 +92,29 @@ class Scope:
     seed: str
     owner: object | None = None  # the task that runs it; None: any (the agent runs in a thread)
     counters: Counter[str] = field(default_factory=Counter)
-    forks: int = 0
+    gathers: int = 0
+    tasks: int = 0
     random: Random = field(init=False)
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.seed}/{self.path}")
 
-    def fork(self, mark: str, *, owner: object | None = None) -> Scope:
-        """A branch below this one; ``mark`` is unique in this scope."""
-        return Scope(path=f"{self.path}{mark}/", now=self.now, seed=self.seed, owner=owner)
+    def fork_branches(self, number: int) -> list[Scope]:
+        """The branches of the next ``turn.gather``."""
+        self.gathers += 1
+        return [self._fork(f"{self.gathers - 1}.{index}") for index in range(number)]
 
-    def next_fork(self) -> int:
-        self.forks += 1
-        return self.forks - 1
+    def fork_task(self, *, owner: object | None) -> Scope:
+        """The branch of a task that the agent started by itself, numbered in the order of their first durable calls."""
+        self.tasks += 1
+        return self._fork(f"~{self.tasks - 1}", owner=owner)
+
+    def within(self, key: str) -> Scope:
+        """For the inside of the step that is recorded under ``key``: the same on each of its tries."""
+        return Scope(path=f"{key}/", now=self.now, seed=self.seed)
+
+    def _fork(self, mark: str, *, owner: object | None = None) -> Scope:
+        return Scope(path=f"{self.path}{mark}/", now=self.now, seed=self.seed, owner=owner)
 
 
 class Replay:
@@ -109,11 +123,13 @@ class Replay:
     def __init__(self, events: Iterable[Event]) -> None:
         latest: dict[str, Recorded] = {}
         self.diverged: set[str] = set()
+        self.newest = 0  # seq of the newest event
         for event in events:
+            self.newest = event.seq
             if event.key is None:
                 continue
             if event.kind in _REPLAYED:
-                latest[event.key] = Recorded(event.key, event.kind, event.payload)
+                latest[event.key] = Recorded(event.key, event.kind, event.payload, event.seq)
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
         self._taken = set(latest)
@@ -131,6 +147,8 @@ class Replay:
         same = min((n for n, recorded in waiting.items() if recorded.digest == digest), default=None)
         if same is not None:
             return Call(waiting[same].key, waiting.pop(same))
+        if place in waiting and "~" in scope.path and (swapped := self._of_sibling(base, digest)) is not None:
+            return Call(swapped.key, swapped)
         if place in waiting:
             recorded = waiting.pop(place)
             return Call(recorded.key, recorded, diverged=recorded.key not in self.diverged)
@@ -139,6 +157,20 @@ class Replay:
         key = f"{base}#{place}"
         self._taken.add(key)
         return Call(key, None)
+
+    def _of_sibling(self, base: str, digest: str) -> Recorded | None:
+        """The same call as recorded by another task that the agent started by itself.
+
+        The number of such a task is the place of its first durable call among theirs, and code between steps that
+        awaits something else can change that. Only asked where the call would diverge otherwise.
+        """
+        shape = _TASK.sub("~", base)
+        for other in sorted(self._waiting):
+            if _TASK.sub("~", other) == shape:
+                for number, recorded in sorted(self._waiting[other].items()):
+                    if recorded.digest == digest:
+                        return self._waiting[other].pop(number)
+        return None
 
     @property
     def unused(self) -> list[str]:
@@ -157,9 +189,28 @@ def to_json(value: Any) -> Json:
         return f"<{type(other).__module__}.{type(other).__qualname__}>"
 
     try:
-        return to_jsonable_python(value, fallback=by_type, inf_nan_mode="strings", bytes_mode="base64")
+        return to_jsonable_python(_ordered(value), fallback=by_type, inf_nan_mode="strings", bytes_mode="base64")
     except (PydanticSerializationError, ValueError, RecursionError):
         return by_type(value)
+
+
+def _ordered(value: Any) -> Any:
+    """``value`` with its sets as sorted lists: their own order changes from process to process."""
+    match value:
+        case set() | frozenset():
+            return sorted(
+                (_ordered(each) for each in value), key=lambda each: json.dumps(to_json(each), sort_keys=True)
+            )
+        case dict():
+            return {key: _ordered(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_ordered(each) for each in value]
+        case BaseModel():
+            return {key: _ordered(each) for key, each in value}
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return {each.name: _ordered(getattr(value, each.name)) for each in fields(value)}
+        case _:
+            return value
 
 
 def derived_id(root: UUID, *parts: str) -> UUID:

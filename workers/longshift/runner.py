@@ -12,38 +12,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import copy_context
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from functools import partial
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from pydantic_core import PydanticSerializationError
-
 from longshift.agent import Agent, Agents
+from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
 from longshift.context import events, keep, restore
 from longshift.db import leases, log
 from longshift.db.database import Database
 from longshift.errors import (
-    ControlFlow,
-    InvalidInput,
     LeaseLost,
-    LongshiftError,
-    StepFailed,
     Unavailable,
-    UsageError,
 )
-from longshift.events import Event, Kind, NewEvent, encode, storable
-from longshift.execution import ERROR_TEXT, Execution
+from longshift.events import Event
+from longshift.execution import Execution
 from longshift.lease import Lease
-from longshift.model import Json, MailKind, MailRecord, TurnRecord, TurnStatus
+from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
 from longshift.port import Outside, TurnPort
-from longshift.replay import Replay
-from longshift.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +40,6 @@ TIME_SLICE = timedelta(seconds=5)
 """How long a lease is kept from turn to turn of one session before others get their chance."""
 UNKNOWN_AGENT = timedelta(seconds=5)
 """Pause before a session whose agent this worker does not have is offered to others again."""
-UNWIND = timedelta(seconds=10)
-"""Time that an agent's ``finally`` blocks get when its turn leaves."""
 
 
 class Stop(StrEnum):
@@ -64,24 +51,6 @@ class Stop(StrEnum):
     CANCEL = "cancel"
     EXPIRE = "expire"
     LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a turn ended, as its terminal event and row will say."""
-
-    status: TurnStatus
-    payload: str
-    output: str | None = None
-    error: str | None = None
-
-
-_KINDS = {
-    TurnStatus.SUCCEEDED: Kind.TURN_SUCCEEDED,
-    TurnStatus.FAILED: Kind.TURN_FAILED,
-    TurnStatus.CANCELLED: Kind.TURN_CANCELLED,
-    TurnStatus.EXPIRED: Kind.TURN_EXPIRED,
-}
 
 
 class Run:
@@ -160,7 +129,7 @@ class Runner:
         mail = await self._mail(run, record)
         if mail is not None:
             status = TurnStatus.EXPIRED if mail.kind is MailKind.EXPIRE else TurnStatus.CANCELLED
-            return await self._finish(run, record, _stopped(status, _reason_of(mail)))
+            return await self._finish(run, record, stopped(status, _reason_of(mail)))
         agent = self._agents.find(record.agent, record.agent_version)
         if agent is None:
             await self._defer(run, record)
@@ -181,14 +150,14 @@ class Runner:
                 return None
             case Stop.CANCEL | Stop.EXPIRE:
                 status = TurnStatus.EXPIRED if stop is Stop.EXPIRE else TurnStatus.CANCELLED
-                return await self._finish(run, record, _stopped(status, run.reason))
+                return await self._finish(run, record, stopped(status, run.reason))
             case _:
-                return await self._finish(run, record, result or _failed("internal", "the agent gave no result"))
+                return await self._finish(run, record, result or failed("internal", "the agent gave no result"))
 
     # -- the stages
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:
-        """This worker does not have the agent: leave the turn to one that has, at once if other workers serve its queue."""
+        """This worker does not have the agent: leave the turn to one that has, at once if others serve its queue."""
         elsewhere = record.queue not in self._queues
         if not elsewhere:
             logger.warning(
@@ -198,16 +167,8 @@ class Runner:
 
     async def _start(self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord) -> datetime | None:
         """Record ``turn.started`` and return its time; None if the turn ended before."""
-        attempt, now = record.attempts + 1, self._outside.clock.now()
-        payload: dict[str, Json] = {
-            "attempt": attempt,
-            "agent": agent.name,
-            "version": agent.version,
-            "at": now.isoformat(),
-        }
-        if attempt == 1:
-            payload["input"] = record.input
-        event = NewEvent(Kind.TURN_STARTED, record.id, encode(payload))
+        now = self._outside.clock.now()
+        event = begun(record, agent, now=now)
         done = await self._outside.journal.write(
             lease, lambda seq: log.Start(lease.claim, seq, (event,), record.id, agent.version)
         )
@@ -233,18 +194,8 @@ class Runner:
         recorded: list[Event] = []
         if record.attempts > 0:
             recorded = await self._outside.asking(_collected, lease.session_id, after=first_seq - 1, turn=record)
-        first = next((e for e in recorded if e.kind == Kind.TURN_STARTED), None)
-        if first is not None:
-            started = datetime.fromisoformat(first.payload["at"])
-        restored.context.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
-        return Execution(
-            record,
-            attempt=record.attempts + 1,
-            replay=Replay(recorded),
-            context=restored.context,
-            port=TurnPort(outside, lease, record),
-            started=started,
-        )
+        port = TurnPort(outside, lease, record)
+        return resumed(record, recorded, before=restored.context, port=port, now=started)
 
     async def _drive(self, run: Run, agent: Agent[Any, Any], execution: Execution) -> tuple[Stop, Outcome | None]:
         """Let the agent run until it ends or has to leave; unwound either way when this returns."""
@@ -252,7 +203,9 @@ class Runner:
         execution.on_idle = lambda: run.stop(Stop.IDLE)
         execution.on_quiet = lambda: run.stop(Stop.DRAIN)
         run.execution = execution
-        task = asyncio.create_task(self._call(agent, execution), name=f"turn-{execution.record.id.hex}")
+        task = asyncio.create_task(
+            call(agent, execution, threads=self._outside.agent_threads), name=f"turn-{execution.record.id.hex}"
+        )
         task.add_done_callback(lambda _: run.stop(Stop.DONE))
         remaining = (execution.record.deadline - self._outside.clock.now()).total_seconds()
         timer = loop.call_later(max(0.0, min(remaining, 86_400.0)), self._deadline, run, execution)
@@ -267,7 +220,7 @@ class Runner:
         finally:
             timer.cancel()
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
-            await _unwind(task, execution)
+            await unwind(task, execution)
             run.execution = None
         if not ended or stop is Stop.LOST:
             return stop, None
@@ -277,44 +230,9 @@ class Runner:
         if execution.record.deadline <= self._outside.clock.now():
             run.stop(Stop.EXPIRE, reason="the turn's deadline has passed")
 
-    async def _call(self, agent: Agent[Any, Any], execution: Execution) -> Outcome:
-        """The agent's result, or how it failed; control flow passes through."""
-        try:
-            value = agent.read_input(execution.record.input)
-            turn = Turn(execution)
-            with execution.entered(threaded=not agent.is_async):
-                if agent.is_async:
-                    result = await cast(Awaitable[Any], agent.function(turn, value))
-                else:
-                    call = partial(copy_context().run, partial(agent.function, turn, value))
-                    loop = asyncio.get_running_loop()
-                    result = await loop.run_in_executor(self._outside.agent_threads, call)
-            return self._succeeded(agent, result)
-        except StepFailed as error:
-            return _failed(error.code, str(error), step=error.step, type=error.error_type)
-        except InvalidInput as error:
-            return _failed(error.code, str(error), errors=error.errors)
-        except LongshiftError as error:
-            return _failed(error.code, str(error))
-        except Exception as error:
-            logger.exception("agent failed", extra={"agent": agent.name, "turn_id": execution.record.id.hex})
-            return _failed("agent_error", str(error), type=type(error).__name__)
-
-    def _succeeded(self, agent: Agent[Any, Any], result: Any) -> Outcome:
-        try:
-            output = storable(agent.output.dump_json(result, warnings="error").decode())
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise UsageError(
-                f"agent {agent.name!r} returned a {type(result).__name__} that does not fit its return annotation: "
-                f"{str(error).splitlines()[0]}"
-            ) from None
-        if (size := len(output.encode())) > self._outside.max_event:
-            raise InvalidInput(f"an output of {size:,} bytes is too large: return turn.artifact(...) instead")
-        return Outcome(TurnStatus.SUCCEEDED, f'{{"output":{output}}}', output=output)
-
     async def _finish(self, run: Run, record: TurnRecord, outcome: Outcome) -> TurnRecord | None:
         lease, journal = run.lease, self._outside.journal
-        event = NewEvent(_KINDS[outcome.status], record.id, outcome.payload)
+        event = outcome.event(record)
         kept = self._outside.clock.monotonic() - run.claimed_at < TIME_SLICE.total_seconds() and not run.draining
         done = await journal.write(
             lease,
@@ -333,9 +251,7 @@ class Runner:
         lease = run.lease
         waits = status is TurnStatus.WAITING
         until = run.until if waits else None
-        kind = Kind.TURN_WAITING if waits else Kind.TURN_RESCHEDULED
-        payload = {"until": until.isoformat()} if until is not None else {"reason": "drain"}
-        event = NewEvent(kind, record.id, encode(payload))
+        event = left(record, until=until)
         seen = lease.claim.mail_seq
         done = await self._outside.journal.write(
             lease, lambda seq: log.Leave(lease.claim, seq, (event,), record.id, status, until, seen)
@@ -366,34 +282,5 @@ async def _collected(db: Database, session_id: UUID, *, after: int, turn: TurnRe
     return [event async for event in events(db, session_id, after=after, turn_id=turn.id)]
 
 
-async def _unwind(task: asyncio.Task[Outcome], execution: Execution) -> None:
-    """End the agent's coroutine: durable calls raise, everything else is cancelled."""
-    execution.unwind("leaving")
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=UNWIND.total_seconds())
-    if not task.done():
-        logger.error("agent does not end, turn left behind", extra={"turn_id": execution.record.id.hex})
-        task.add_done_callback(_retrieve)
-    else:
-        _retrieve(task)
-
-
-def _retrieve(task: asyncio.Task[Outcome]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ControlFlow):
-        logger.error("agent raised while leaving", exc_info=error)
-
-
 def _reason_of(mail: MailRecord) -> str:
     return str(mail.payload.get("reason", "")) if isinstance(mail.payload, dict) else ""
-
-
-def _stopped(status: TurnStatus, reason: str) -> Outcome:
-    text = reason or ("the deadline has passed" if status is TurnStatus.EXPIRED else "cancelled")
-    error = encode({"code": status.value, "message": text})
-    return Outcome(status, encode({"reason": text}), error=error)
-
-
-def _failed(code: str, message: str, **more: Json) -> Outcome:
-    error = encode({"code": code, "message": message[:ERROR_TEXT], **more})
-    return Outcome(TurnStatus.FAILED, f'{{"error":{error}}}', error=error)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from longshift.errors import UsageError
@@ -21,8 +22,8 @@ from longshift.replay import check_name, digest_of
 class Retry:
     """How often a step is tried, and how long it pauses between: full jitter below an exponential ceiling.
 
-    ``on`` lists the exceptions worth another try; a timeout of the step counts as ``TimeoutError``. Jitter after Brooker,
-    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    ``on`` lists the exceptions worth another try; a timeout of the step counts as ``TimeoutError``. Jitter after
+    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     attempts: int = 3
@@ -54,13 +55,14 @@ class StepDefinition:
     function: Callable[..., Any]
     retry: Retry = ONCE
     timeout: timedelta | None = None
+    ours: bool = False  # one of the library's own, whose names begin with "$"
     signature: inspect.Signature = field(init=False)
     is_async: bool = field(init=False)
     _adapter: list[TypeAdapter[Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        check_name(self.name)
-        object.__setattr__(self, "signature", inspect.signature(self.function))
+        check_name(self.name, ours=self.ours)
+        object.__setattr__(self, "signature", _signature(self.function))
         object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
 
     @property
@@ -83,7 +85,7 @@ class StepDefinition:
             UsageError: it cannot be written as JSON under the step's return type.
         """
         try:
-            text = self.adapter.dump_json(value, warnings="error").decode()
+            text = self.adapter.dump_json(value, warnings="error", round_trip=True).decode()
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"step {self.name!r} returned a {type(value).__name__} that cannot be recorded as JSON: annotate the "
@@ -94,7 +96,7 @@ class StepDefinition:
     def decode(self, text: str) -> Any:
         """The result as the agent sees it; always read back from its JSON, so that run and replay agree."""
         try:
-            return self.adapter.validate_json(text)
+            return self.adapter.validate_json(text, by_alias=False, by_name=True)  # as it was written
         except ValidationError as error:
             raise UsageError(
                 f"the recorded result of step {self.name!r} does not fit its return type: {error.errors()[0]['msg']}. "
@@ -104,8 +106,35 @@ class StepDefinition:
 
 def result_adapter(function: Callable[..., Any]) -> TypeAdapter[Any]:
     """For the return annotation of ``function``; without one, any JSON."""
+    annotation = _returned(function)
     try:
-        annotation = get_type_hints(function, include_extras=True).get("return", Any)
-    except (NameError, TypeError):  # an annotation that only a type checker can resolve
-        annotation = Any
-    return TypeAdapter(annotation)
+        return TypeAdapter(annotation, config=_JSON)
+    except PydanticUserError:  # a model, dataclass or TypedDict: its own configuration counts
+        return TypeAdapter(annotation)
+
+
+_JSON = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+"""What JSON lacks: any bytes, not only UTF-8, and floats that are no numbers."""
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    """The return annotation alone: one of a parameter that cannot be resolved does not matter here."""
+    plain = inspect.unwrap(function)
+    annotations = getattr(plain, "__annotations__", {})
+    if "return" not in annotations:
+        return Any
+    only = SimpleNamespace(__annotations__={"return": annotations["return"]})
+    try:
+        return get_type_hints(only, globalns=getattr(plain, "__globals__", None), include_extras=True)["return"]
+    except (NameError, TypeError):  # one that only a type checker can resolve
+        return Any
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # some builtins, such as max, have none
+        kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        return inspect.Signature(
+            [inspect.Parameter(name, kind) for name, kind in zip(("args", "kwargs"), kinds, strict=True)]
+        )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
+from longshift.contract import Artifact, Passage
 from longshift.events import Kind
-from longshift.execution import Artifact, Execution, Passage, current, running_step
+from longshift.execution import Execution, current, running_step
 from longshift.model import Json, Prefix, parse_id, show_id
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
@@ -61,7 +63,7 @@ class Turn:
         return self._execution.scope().now
 
     def uuid(self) -> UUID:
-        """A new UUID, the same on every replay."""
+        """A new UUID, the same on every replay; inside a step the same on each of its tries: a key for its effects."""
         scope = self._execution.scope()
         scope.counters["$uuid"] += 1
         return derived_id(self._execution.record.root_turn_id, scope.path, "$uuid", str(scope.counters["$uuid"]))
@@ -115,10 +117,7 @@ class Turn:
 
     async def say(self, content: Json, *, role: str = "assistant") -> None:
         """Add a message to the session's history."""
-        message = {"role": role, "content": content}
-        said = await self._execution.value("$say", Kind.MESSAGE_SAID, message)
-        turn = self._execution.record.id.hex
-        self._execution.context.history.append({"role": said["role"], "content": said["content"], "turn_id": turn})
+        await self._execution.add("$say", Kind.MESSAGE_SAID, {"role": role, "content": content})
 
     async def artifact(self, name: str, data: bytes | str, *, content_type: str | None = None) -> Artifact:
         """Keep bytes in the cold tier and get a pointer to them; stored before the pointer is recorded."""
@@ -162,20 +161,20 @@ class Turn:
         """Between steps: a step of its own. Inside a step: part of that step."""
         if running_step() is not None:
             return await function(*args)
-        return await self._execution.perform(StepDefinition(name, function, INNER), args, {})
+        return await self._execution.perform(StepDefinition(name, function, INNER, ours=True), args, {})
 
 
 INNER = Retry(attempts=5, on=(Exception,))
 
 
 class State(Mapping[str, Json]):
-    """What the agent remembers from turn to turn of its session: read like a mapping, written with ``await set(...)``."""
+    """What the agent remembers from turn to turn of its session: read like a mapping, written with ``await set()``."""
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
 
     def __getitem__(self, name: str) -> Json:
-        return self._execution.context.state[name]
+        return deepcopy(self._execution.context.state[name])  # changing it in place would not be remembered
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._execution.context.state)
@@ -185,14 +184,11 @@ class State(Mapping[str, Json]):
 
     async def set(self, name: str, value: Json) -> None:
         """Remember ``value`` (JSON) under ``name``; durable when this returns."""
-        recorded = await self._execution.value("$state", Kind.STATE_CHANGED, {"set": {name: value}})
-        self._execution.context.state.update(recorded.get("set", {}))
+        await self._execution.add("$state", Kind.STATE_CHANGED, {"set": {name: value}})
 
     async def unset(self, name: str) -> None:
         """Forget ``name``, if it is there."""
-        recorded = await self._execution.value("$state", Kind.STATE_CHANGED, {"unset": [name]})
-        for gone in recorded.get("unset", ()):
-            self._execution.context.state.pop(gone, None)
+        await self._execution.add("$state", Kind.STATE_CHANGED, {"unset": [name]})
 
 
 def emit(text: str) -> None:

@@ -1,0 +1,174 @@
+"""What every attempt at a turn does, on a worker as in ``longshift.testing``: how it begins, how the agent is called,
+and how its end is recorded. The runner adds leases and Postgres, ``longshift.testing`` a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import Executor
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, cast
+
+from pydantic_core import PydanticSerializationError
+
+from longshift.agent import Agent
+from longshift.contract import Port
+from longshift.errors import ControlFlow, InvalidInput, LongshiftError, StepFailed, UsageError
+from longshift.events import Context, Event, Kind, NewEvent, encode, storable
+from longshift.execution import ERROR_TEXT, Execution
+from longshift.model import Json, TurnRecord, TurnStatus
+from longshift.replay import Replay
+from longshift.turn import Turn
+
+logger = logging.getLogger(__name__)
+
+UNWIND = timedelta(seconds=10)
+"""Time that an agent's ``finally`` blocks get when its turn leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a turn ended, as its terminal event and row will say; all three are JSON text."""
+
+    status: TurnStatus
+    payload: str
+    output: str | None = None
+    error: str | None = None
+
+    def event(self, record: TurnRecord) -> NewEvent:
+        return NewEvent(_KINDS[self.status], record.id, self.payload)
+
+
+_KINDS = {
+    TurnStatus.SUCCEEDED: Kind.TURN_SUCCEEDED,
+    TurnStatus.FAILED: Kind.TURN_FAILED,
+    TurnStatus.CANCELLED: Kind.TURN_CANCELLED,
+    TurnStatus.EXPIRED: Kind.TURN_EXPIRED,
+}
+
+
+def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEvent:
+    """``turn.started`` of the next attempt; the first one carries the input."""
+    attempt = record.attempts + 1
+    payload: dict[str, Json] = {
+        "attempt": attempt,
+        "agent": agent.name,
+        "version": agent.version,
+        "at": now.isoformat(),
+    }
+    if attempt == 1:
+        payload["input"] = record.input
+    return NewEvent(Kind.TURN_STARTED, record.id, encode(payload))
+
+
+def resumed(
+    record: TurnRecord,
+    recorded: Sequence[Event],
+    *,
+    before: Context,
+    port: Port,
+    now: datetime,
+    make: type[Execution] = Execution,
+) -> Execution:
+    """The execution of the next attempt.
+
+    Args:
+        record: the turn as it was before this attempt.
+        recorded: the turn's own events so far.
+        before: the session's context as of the turn's start; taken over, not copied.
+        port: the outside.
+        now: when this attempt began; the turn's clock starts with its first attempt.
+        make: what to make of it.
+    """
+    first = next((event for event in recorded if event.kind == Kind.TURN_STARTED), None)
+    before.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
+    return make(
+        record,
+        attempt=record.attempts + 1,
+        replay=Replay(recorded),
+        context=before,
+        port=port,
+        started=now if first is None else datetime.fromisoformat(first.payload["at"]),
+    )
+
+
+def left(record: TurnRecord, *, until: datetime | None) -> NewEvent:
+    """The turn leaves its worker: it waits ``until`` then, or (None) it was interrupted by a drain."""
+    if until is None:
+        return NewEvent(Kind.TURN_RESCHEDULED, record.id, encode({"reason": "drain"}))
+    return NewEvent(Kind.TURN_WAITING, record.id, encode({"until": until.isoformat()}))
+
+
+async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executor) -> Outcome:
+    """The agent's result, or how it failed; control flow passes through."""
+    try:
+        value = agent.read_input(execution.record.input)
+        turn = Turn(execution)
+        with execution.entered(threaded=not agent.is_async):
+            if agent.is_async:
+                result = await cast(Awaitable[Any], agent.function(turn, value))
+            else:
+                function = partial(copy_context().run, partial(agent.function, turn, value))
+                result = await asyncio.get_running_loop().run_in_executor(threads, function)
+        return _succeeded(agent, result, limit=execution.port.max_event)
+    except StepFailed as error:
+        return failed(error.code, str(error), step=error.step, type=error.error_type)
+    except InvalidInput as error:
+        return failed(error.code, str(error), errors=error.errors)
+    except LongshiftError as error:
+        return failed(error.code, str(error))
+    except (Exception, SystemExit) as error:  # whatever an agent raises is its turn's failure; sys.exit() too
+        logger.exception("agent failed", extra={"agent": agent.name, "turn_id": execution.record.id.hex})
+        return failed("agent_error", str(error), type=type(error).__name__)
+    except asyncio.CancelledError:
+        if execution.cancelled_from_outside():
+            raise
+        return failed("agent_error", "the agent was cancelled by its own code", type="CancelledError")
+
+
+def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:
+    try:
+        output = storable(agent.output.dump_json(result, warnings="error", by_alias=True).decode())
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"agent {agent.name!r} returned a {type(result).__name__} that does not fit its return annotation: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    if (size := len(output.encode())) > limit:
+        raise InvalidInput(f"an output of {size:,} bytes is too large: return turn.artifact(...) instead")
+    return Outcome(TurnStatus.SUCCEEDED, f'{{"output":{output}}}', output=output)
+
+
+def failed(code: str, message: str, **more: Json) -> Outcome:
+    error = encode({"code": code, "message": message[:ERROR_TEXT], **more})
+    return Outcome(TurnStatus.FAILED, f'{{"error":{error}}}', error=error)
+
+
+def stopped(status: TurnStatus, reason: str) -> Outcome:
+    """The end of a turn that was cancelled or has expired."""
+    text = reason or ("the deadline has passed" if status is TurnStatus.EXPIRED else "cancelled")
+    error = encode({"code": status.value, "message": text})
+    return Outcome(status, encode({"reason": text}), error=error)
+
+
+async def unwind(task: asyncio.Task[Outcome], execution: Execution) -> None:
+    """End the agent's coroutine: durable calls raise, everything else is cancelled."""
+    execution.unwind("leaving")
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=UNWIND.total_seconds())
+    if not task.done():
+        logger.error("agent does not end, turn left behind", extra={"turn_id": execution.record.id.hex})
+        task.add_done_callback(_retrieve)
+    else:
+        _retrieve(task)
+
+
+def _retrieve(task: asyncio.Task[Outcome]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ControlFlow):
+        logger.error("agent raised while leaving", exc_info=error)
