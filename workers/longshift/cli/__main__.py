@@ -1,0 +1,5 @@
+"""``python -m longshift.cli``."""
+
+from longshift.cli import main
+
+main()

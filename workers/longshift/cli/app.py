@@ -1,0 +1,45 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import typer
+
+from longshift.cli import keys, look, processes, work
+from longshift.cli.exits import EPILOG
+from longshift.cli.up import up
+from longshift.errors import ConfigError
+
+app = typer.Typer(
+    name="longshift",
+    help="Long-running agent jobs on a fleet of workers that share nothing.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        try:
+            typer.echo(metadata.version("longshift"))
+        except metadata.PackageNotFoundError:
+            raise ConfigError("this longshift runs from its sources: install it to know its version") from None
+        raise typer.Exit
+
+
+_RUN, _WORK, _LOOK = "Run", "Give work", "Look"
+for panel, commands in (
+    (_RUN, (up, processes.worker, processes.api, processes.migrate)),
+    (_WORK, (work.submit, work.batch, work.cancel)),
+    (_LOOK, (look.status, look.result, look.events, look.agents)),
+):
+    for command in commands:
+        app.command(rich_help_panel=panel, epilog=EPILOG)(command)
+app.add_typer(keys.app, name="keys", rich_help_panel=_RUN)

@@ -1,0 +1,113 @@
+"""Commands that run one process of a fleet: worker, api, migrate. Start-up checks say which setting is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longshift import telemetry
+from longshift.agent import Agents, load_agents
+from longshift.cli import local
+from longshift.cli.output import put_json, say
+from longshift.cli.show import AsJson
+from longshift.config import Config, child_environment
+from longshift.errors import Unavailable
+
+API = (sys.executable, "-P", "-m", "longshift_api")
+"""Without the current folder on the path: the API imports nothing of a user's."""
+
+
+def worker(
+    agents: Annotated[str | None, typer.Option(help="Modules whose agents it serves, comma-separated.")] = None,
+    queues: Annotated[str | None, typer.Option(help="Queues it serves, comma-separated.")] = None,
+    capacity: Annotated[int | None, typer.Option(min=1, help="Turns it runs at a time.")] = None,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C, which drain it; once more ends at once what still runs."""
+    telemetry.setup()
+    config = local.load(agents=agents, queues=queues, capacity=capacity)
+    raise typer.Exit(_run_worker(config))
+
+
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any.")] = None,
+) -> None:
+    """Run the HTTP API alone, until SIGTERM or Ctrl-C."""
+    config = local.load(host=host, port=port)
+    environment = child_environment(
+        host=config.host,
+        port=config.port,
+        database_url=config.database_url,
+        redis_url=config.redis_url,
+        artifacts_url=config.artifacts_url,
+    )
+    os.execve(sys.executable, API, environment)  # noqa: S606 - it takes this process's place, signals and all
+
+
+def migrate(json: AsJson = False) -> None:
+    """Bring the database to the schema of this version. May be repeated."""
+    from longshift.db import migrations
+
+    revision = migrations.upgrade(local.load().require("database_url"))
+    if json:
+        put_json({"revision": revision})
+    else:
+        say(f"the database is at revision {revision}")
+
+
+def _run_worker(config: Config) -> int:
+    from longshift import fleet
+    from longshift.worker import Worker
+
+    asyncio.run(check(config))
+    agents = _load_agents(config)
+    app = fleet.create_app(
+        redis_url=config.require("redis_url"),
+        queues=config.queues,
+        runtime=Worker(config, agents),
+        connect_timeout=config.connect_timeout.total_seconds(),
+    )
+    return fleet.run(app)
+
+
+async def check(config: Config) -> None:
+    """Is everything there that a worker needs?
+
+    Raises:
+        ConfigError: a setting is missing or wrong, or the database is not migrated; the message names the setting.
+        Unavailable: Postgres, Redis or the artifact store does not answer.
+    """
+    from longshift.artifacts import open_store
+    from longshift.db import health
+    from longshift.db.database import Database
+    from longshift.hot import Hot
+
+    timeout = config.connect_timeout
+    db = Database(config.require("database_url"), size=2, connect_timeout=timeout, name="longshift-check")
+    hot = Hot(config.require("redis_url"), timeout=timeout)
+    store = open_store(config.require("artifacts_url"), connect_timeout=timeout)
+    try:
+        try:
+            await health.check_schema(db)
+        except Unavailable as error:
+            raise Unavailable(f"LONGSHIFT_DATABASE_URL: {error}") from None
+        await hot.check()
+        try:
+            await store.check()
+        except Unavailable as error:
+            raise Unavailable(f"LONGSHIFT_ARTIFACTS_URL: {error}") from None
+    finally:
+        await store.close()
+        await hot.close()
+        await db.close()
+
+
+def _load_agents(config: Config) -> Agents:
+    """The agents, from modules that may lie in the current folder. Our own modules are imported by now."""
+    sys.path.insert(0, str(Path.cwd()))
+    return load_agents(config.agents)

@@ -1,0 +1,84 @@
+"""How turns, batches, sessions and events look."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from longshift.cli.exits import ExitCode
+from longshift.cli.output import put, put_facts, put_json, say
+from longshift.client import BatchInfo, Frame, SessionInfo, TurnInfo
+from longshift.model import TERMINAL, Json, TurnStatus
+
+LONGEST = 100
+"""Characters of a payload shown on one line."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="turn_..., bat_... or ses_..., as far as it makes sense.")]
+
+
+def put_turn(turn: TurnInfo) -> None:
+    keys = ("id", "status", "agent", "agent_version", "session_id", "batch_id", "custom_id", "blocked_by")
+    times = ("created_at", "started_at", "ended_at")
+    facts: dict[str, Json] = {key: turn.get(key) for key in (*keys, "attempts", *times, "error")}
+    put_facts(facts)
+
+
+def put_batch(batch: BatchInfo) -> None:
+    counts = {status: count for status, count in batch["counts"].items() if count}
+    facts: dict[str, Json] = {key: batch.get(key) for key in ("id", "status", "created_at", "ended_at", "eta")}
+    put_facts(facts | {"ended": f"{batch['ended']} of {batch['total']}"} | counts)
+
+
+def put_session(session: SessionInfo) -> None:
+    keys = ("id", "status", "open_turns", "turns", "last_seq", "created_at", "metadata")
+    put_facts({key: session.get(key) for key in keys})
+
+
+def put_outcome(turn: TurnInfo, *, json: bool) -> ExitCode:
+    """The output of a turn, or why there is none; the exit code that says which."""
+    if json:
+        put_json(turn)
+    succeeded = turn["status"] == TurnStatus.SUCCEEDED
+    if succeeded and not json:
+        put_json(turn["output"], pretty=True)
+    elif not succeeded:
+        say(f"error: {why_none(turn)}", style="red")
+    return ExitCode.OK if succeeded else ExitCode.FAILED
+
+
+def why_none(turn: TurnInfo) -> str:
+    if turn["status"] not in TERMINAL:
+        return f"{turn['id']} has not ended: it is {turn['status']}"
+    error = turn["error"] or {}
+    reason = ": ".join(str(error[key]) for key in ("code", "message") if error.get(key))
+    return f"{turn['id']} {turn['status']}" + (f": {reason}" if reason else "")
+
+
+def put_frame(frame: Frame, *, json: bool, message: bool = False) -> None:
+    """One message of a stream; with ``message`` it is no data but goes to standard error."""
+    if json:
+        put_json({"event": frame.kind, "seq": frame.seq, "data": frame.data})
+    elif frame.kind == "delta":
+        say(str(frame.data.get("text", "")), end="", style="dim")
+    else:
+        line = event_line(frame.data) if "kind" in frame.data else f"{frame.kind}  {_short(frame.data)}"
+        if message or frame.kind == "done":
+            say(line, style="dim")
+        else:
+            put(line)
+
+
+def event_line(event: Mapping[str, Json]) -> str:
+    """``seq  time  kind  key  payload`` of an event."""
+    time = str(event["created_at"])[11:19]
+    parts = [f"{event['seq']:>5}", time, f"{event['kind']:<20}", event.get("key") or "", _short(event["payload"])]
+    return "  ".join(str(part) for part in parts if part).rstrip()
+
+
+def _short(value: Json) -> str:
+    text = jsonlib.dumps(value) if value else ""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

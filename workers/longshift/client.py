@@ -1,0 +1,392 @@
+"""A client of the HTTP API: async, written once. The command line, and blocking code, enter it by ``asyncio.run``.
+
+::
+
+    async with Client("http://127.0.0.1:8420", "lsk_...") as client:
+        turn = await client.submit("research", {"question": "What is a lease?"})
+        turn = await client.wait(turn["id"])
+
+Every POST that makes something carries an ``Idempotency-Key``, made up if the caller gives none, so that a request
+whose answer was lost is repeated without harm. What is asked again and again (``wait``, ``follow``) survives a restart
+of the API. Problems of the API come out as the errors of ``longshift.errors``, with the API's own sentence; see
+``transport``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar
+
+import httpx
+
+from longshift.clock import SYSTEM, Clock
+from longshift.errors import InvalidInput, Unavailable
+from longshift.model import TERMINAL, Json, OnBusy, Prefix, new_id, parse_id
+from longshift.transport import PATIENCE, Frame, Transport, lines, pause, written
+
+__all__ = ["AgentInfo", "ArtifactInfo", "BatchInfo", "Client", "EventInfo", "Frame", "SessionInfo", "TurnInfo"]
+
+T = TypeVar("T")
+TIMEOUT = timedelta(seconds=30)
+HOLD = 30.0
+"""Seconds for which the API is asked to hold an answer."""
+CHUNK = 64 * 1024
+
+_PLACES: Mapping[Prefix, str] = {
+    Prefix.TURN: "turns",
+    Prefix.SESSION: "sessions",
+    Prefix.BATCH: "batches",
+    Prefix.ARTIFACT: "artifacts",
+}
+
+
+class AgentInfo(TypedDict):
+    name: str
+    version: str
+    queue: str
+    description: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+
+
+class SessionInfo(TypedDict):
+    id: str
+    status: str  # idle, busy
+    open_turns: int
+    turns: int
+    last_seq: int
+    metadata: dict[str, str]
+    created_at: str
+
+
+class TurnInfo(TypedDict):
+    id: str
+    session_id: str
+    status: str  # see longshift.model.TurnStatus
+    agent: str
+    agent_version: str | None
+    input: Json
+    output: Json
+    error: dict[str, Any] | None
+    attempts: int
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    batch_id: str | None
+    custom_id: str | None
+    metadata: dict[str, str]
+    blocked_by: str | None
+
+
+class BatchInfo(TypedDict):
+    id: str
+    status: str  # running, ended
+    total: int
+    counts: dict[str, int]
+    ended: int
+    progress: float
+    eta: str | None
+    created_at: str
+    ended_at: str | None
+
+
+class EventInfo(TypedDict):
+    seq: int
+    id: str
+    session_id: str
+    turn_id: str | None
+    kind: str
+    key: str | None
+    epoch: int
+    payload: dict[str, Any]
+    created_at: str
+
+
+class ArtifactInfo(TypedDict):
+    id: str
+    name: str
+    content_type: str
+    size: int
+    sha256: str
+
+
+class Client:
+    """One connection pool to one API. ``url`` without ``/v1``; ``timeout`` bounds a request, not a wait."""
+
+    def __init__(self, url: str, api_key: str | None, *, timeout: timedelta = TIMEOUT, clock: Clock = SYSTEM) -> None:
+        self._wire = Transport(url, api_key, timeout=timeout, clock=clock)
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    # -- agents and sessions
+
+    async def agents(self) -> list[AgentInfo]:
+        found: list[AgentInfo] = (await self._wire.get("/v1/agents"))["data"]
+        return found
+
+    async def create_session(
+        self, session_id: str | None = None, *, metadata: Mapping[str, str] | None = None
+    ) -> SessionInfo:
+        """A new session; with an id of the caller's choice the same request may be repeated."""
+        body = _given(id=session_id, metadata=metadata)
+        made: SessionInfo = await self._wire.post("/v1/sessions", body, idempotency_key=str(new_id()))
+        return made
+
+    async def session(self, session_id: str) -> SessionInfo:
+        found: SessionInfo = await self._wire.get(_path(session_id, Prefix.SESSION))
+        return found
+
+    # -- turns
+
+    async def submit(
+        self,
+        agent: str,
+        input: Json = None,  # noqa: A002 - the name it has on the wire
+        *,
+        session_id: str | None = None,
+        agent_version: str | None = None,
+        on_busy: OnBusy | None = None,
+        run_after: datetime | None = None,
+        deadline: datetime | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> TurnInfo:
+        """Submit a turn, on a new session unless one is named. When this returns, it is committed.
+
+        Raises:
+            UnknownAgent, InvalidInput, NotFound, SessionBusy, IdempotencyMismatch: it was not accepted.
+            Denied: the key is missing, wrong, or may not submit.
+            Unavailable: no answer; repeat it with the same ``idempotency_key``.
+        """
+        body = {"agent": agent, "input": input} | _given(
+            agent_version=agent_version,
+            on_busy=on_busy,
+            run_after=run_after.isoformat() if run_after else None,
+            deadline=deadline.isoformat() if deadline else None,
+            metadata=metadata,
+        )
+        path = f"{_path(session_id, Prefix.SESSION)}/turns" if session_id else "/v1/turns"
+        turn: TurnInfo = await self._wire.post(path, body, idempotency_key=idempotency_key or str(new_id()))
+        return turn
+
+    async def turn(self, turn_id: str) -> TurnInfo:
+        found: TurnInfo = await self._wire.get(_path(turn_id, Prefix.TURN))
+        return found
+
+    async def wait(
+        self, turn_id: str, *, timeout: timedelta | None = None, on_change: Callable[[TurnInfo], None] | None = None
+    ) -> TurnInfo:
+        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes."""
+        path = _path(turn_id, Prefix.TURN)
+        end = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
+        response = await self._wire.request("GET", path)
+        while True:
+            if response.status_code != httpx.codes.NOT_MODIFIED:
+                turn: TurnInfo = response.json()
+                tag = response.headers["etag"]
+                if on_change is not None:
+                    on_change(turn)
+            left = HOLD if end is None else min(HOLD, end - self._clock.monotonic())
+            if turn["status"] in TERMINAL or left <= 0:
+                return turn
+            response = await self._wire.patiently(partial(self._changed, path, tag, left))
+
+    async def cancel(self, id_: str, *, reason: str | None = None) -> TurnInfo | BatchInfo:
+        """Ask a turn, or every open turn of a batch, to end."""
+        path = _path(id_, Prefix.TURN, Prefix.BATCH)
+        told: TurnInfo | BatchInfo = await self._wire.post(f"{path}/cancel", _given(reason=reason))
+        return told
+
+    # -- events
+
+    async def events(self, id_: str, *, after: int = 0) -> AsyncIterator[EventInfo]:
+        """The events of a turn or session so far, page by page, those with a greater ``seq`` than ``after``."""
+        path = f"{_path(id_, Prefix.TURN, Prefix.SESSION)}/events"
+        while True:
+            page = await self._wire.get(path, params={"after": after, "limit": 500})
+            for event in page["data"]:
+                yield event
+            if not page["has_more"]:
+                return
+            after = page["next"]
+
+    async def follow(self, id_: str, *, after: int = 0) -> AsyncGenerator[Frame, None]:
+        """Events and deltas as they come; of a turn until it has ended (``done``), of a session for ever.
+
+        Resumes by itself after the last event seen when the connection or the API goes away for less than ``PATIENCE``.
+        """
+        path = f"{_path(id_, Prefix.TURN, Prefix.SESSION)}/events"
+        opened, attempt = False, 0
+        lost_at: float | None = None
+        while True:
+            try:
+                async with aclosing(self._wire.frames(path, after=after)) as frames:
+                    async for frame in frames:
+                        opened, attempt, lost_at = True, 0, None
+                        after = after if frame.seq is None else frame.seq
+                        if frame.kind != "open":
+                            yield frame
+                        if frame.kind == "done":
+                            return
+            except Unavailable:
+                lost_at = lost_at or self._clock.monotonic()
+                if not opened or self._clock.monotonic() - lost_at > PATIENCE.total_seconds():
+                    raise
+            await asyncio.sleep(pause(attempt))
+            attempt += 1
+
+    # -- batches
+
+    async def submit_batch(
+        self,
+        lines: Iterable[Mapping[str, Json]] | Path,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> BatchInfo:
+        """Submit many turns, all or none: an iterable of ``{"agent", "input", ...}``, or a file of such JSON lines.
+
+        Either is streamed, and read once.
+
+        Raises:
+            InvalidInput: lines do not fit: ``errors`` has their ``line``. Nothing was accepted.
+            Denied, Unavailable: as for ``submit``.
+        """
+        await self._wire.get("/v1/agents")  # a wrong key is better known before 200 MB are on their way
+        chunks = _file_chunks(lines) if isinstance(lines, Path) else _line_chunks(lines)
+        response = await self._wire.request(
+            "POST",
+            "/v1/batches",
+            params={f"metadata[{key}]": value for key, value in (metadata or {}).items()},
+            headers={"Content-Type": "application/jsonl", "Idempotency-Key": idempotency_key or str(new_id())},
+            content=_async(chunks),
+            timeout=httpx.Timeout(self._wire.seconds, read=10 * self._wire.seconds),  # all of it is stored first
+        )
+        batch: BatchInfo = response.json()
+        return batch
+
+    async def batch(self, batch_id: str) -> BatchInfo:
+        found: BatchInfo = await self._wire.get(_path(batch_id, Prefix.BATCH))
+        return found
+
+    async def wait_batch(self, batch_id: str, *, on_change: Callable[[BatchInfo], None] | None = None) -> BatchInfo:
+        """The batch when all its turns have ended."""
+        path = _path(batch_id, Prefix.BATCH)
+        response = await self._wire.request("GET", path)
+        pause = 0.1
+        while True:
+            batch: BatchInfo = response.json()
+            if on_change is not None:
+                on_change(batch)
+            if batch["status"] == "ended":
+                return batch
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.3, 2.0)
+            response = await self._wire.patiently(lambda: self._wire.request("GET", path))
+
+    async def results(self, batch_id: str, *, everything: bool = False) -> AsyncIterator[TurnInfo]:
+        """The turns of a batch in its order: those that have ended, or ``everything``; streamed."""
+        params = {"all": "true"} if everything else None
+        async with self._wire.stream(f"{_path(batch_id, Prefix.BATCH)}/results", params=params) as response:
+            async for line in lines(response):
+                if line:
+                    yield json.loads(line)
+
+    # -- artifacts
+
+    async def upload(
+        self, content: bytes | Path, *, name: str | None = None, content_type: str = "application/octet-stream"
+    ) -> ArtifactInfo:
+        """Store bytes, or a file (streamed); ``application/octet-stream`` lets the API guess the type by the name."""
+        name = name or (content.name if isinstance(content, Path) else None)
+        response = await self._wire.request(
+            "POST",
+            "/v1/artifacts",
+            params=_given(name=name),
+            headers={"Content-Type": content_type, "Idempotency-Key": str(new_id())},
+            content=_async(_file_chunks(content)) if isinstance(content, Path) else content,
+        )
+        artifact: ArtifactInfo = response.json()
+        return artifact
+
+    async def artifact(self, artifact_id: str) -> ArtifactInfo:
+        found: ArtifactInfo = await self._wire.get(_path(artifact_id, Prefix.ARTIFACT))
+        return found
+
+    async def download(self, artifact_id: str) -> AsyncIterator[bytes]:
+        """The bytes of an artifact, in pieces."""
+        async with self._wire.stream(f"{_path(artifact_id, Prefix.ARTIFACT)}/content") as response:
+            async for chunk in response.aiter_bytes(CHUNK):
+                yield chunk
+
+    async def _changed(self, path: str, tag: str, left: float) -> httpx.Response:
+        """The turn as soon as it is not ``tag`` any more, or 304 after ``left`` seconds."""
+        held = max(1, round(left))
+        timeout = httpx.Timeout(self._wire.seconds, read=held + self._wire.seconds)
+        return await self._wire.request(
+            "GET", path, params={"wait": held}, headers={"If-None-Match": tag}, timeout=timeout
+        )
+
+
+def kind_of(id_: str, *allowed: Prefix) -> Prefix:
+    """What an id names.
+
+    Raises:
+        InvalidInput: none of ``allowed``.
+    """
+    for prefix in allowed:
+        if id_.startswith(f"{prefix}_"):
+            parse_id(prefix, id_)
+            return prefix
+    forms = " or ".join(f"{prefix}_..." for prefix in allowed)
+    raise InvalidInput(f"{id_!r} is not an identifier of the form {forms}")
+
+
+def _path(id_: str, *allowed: Prefix) -> str:
+    return f"/v1/{_PLACES[kind_of(id_, *allowed)]}/{id_}"
+
+
+def _given(**values: T | None) -> dict[str, T]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _line_chunks(items: Iterable[Mapping[str, Json]]) -> Iterator[bytes]:
+    """JSON lines in pieces of about ``CHUNK`` bytes."""
+    piece = bytearray()
+    for item in items:
+        piece += written(item) + b"\n"
+        if len(piece) >= CHUNK:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+async def _async(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
