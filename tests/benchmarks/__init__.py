@@ -1,0 +1,1 @@
+"""Benchmarks: figures beside figures of the same run, never a timed assertion. See ``docs/benchmarks.md``."""
