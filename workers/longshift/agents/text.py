@@ -125,7 +125,7 @@ def rarity(sentences: Sequence[str], wanted: set[str]) -> dict[str, float]:
 
 
 def relevance(sentence: str, weights: dict[str, float]) -> float:
-    """The weights of the wanted words in it; less for fragments, for markup, and for what is so long that it holds all."""
+    """The weights of the wanted words in it; less for fragments, for markup, and for what is very long."""
     words = [stem(word) for word in _WORD.findall(sentence)]
     told = sum(weights.get(word, 0.0) for word in set(words))
     letters = sum(map(str.isalpha, sentence)) / max(1, len("".join(sentence.split())))
