@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from longshift import wakeup
+from longshift.ending import end
 from longshift.errors import ConfigError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -161,9 +162,7 @@ class Listener:
 
     async def close(self) -> None:
         if self._reader is not None:
-            self._reader.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._reader
+            await end([self._reader])
         if self._pubsub is not None:
             await self._pubsub.aclose()
 

@@ -25,6 +25,7 @@ from uuid import UUID
 from longshift.db import log
 from longshift.db.database import Database, UniqueConflict
 from longshift.db.log import Append, Done, Finish, Leave, Standing, Start, Write
+from longshift.ending import end
 from longshift.errors import LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.lease import Entry, Lease
@@ -80,10 +81,7 @@ class Journal:
 
     async def close(self) -> None:
         """Stop writing; what is not yet durable was never acknowledged."""
-        tasks = [*self._tasks, *([self._recovery] if self._recovery else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._tasks, *([self._recovery] if self._recovery else [])])
 
     def hold(self, lease: Lease) -> None:
         """From now on the journal writes for this lease and watches over it."""

@@ -24,6 +24,7 @@ from longshift.config import Config
 from longshift.db import leases
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness
+from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.heartbeat import Heartbeat, tick
 from longshift.hot import Hot
@@ -150,12 +151,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Close everything; turns that are still here come again elsewhere."""
-        for service in self._services:
-            service.cancel()
-        await asyncio.gather(*self._services, return_exceptions=True)
-        for _, task in list(self._runs.values()):
-            task.cancel()
-        await asyncio.gather(*(task for _, task in self._runs.values()), return_exceptions=True)
+        await end(self._services)
+        await end(task for _, task in list(self._runs.values()))
         with suppress(Unavailable):
             await self._notices.flush()
         await self._journal.close()
