@@ -95,7 +95,10 @@ class Process:
 
 @dataclass
 class Client:
-    """The API as a client sees it. Answers are the JSON of the contract; anything but success raises."""
+    """The API as a client sees it. Answers are the JSON of the contract; anything but success raises.
+
+    What is read is asked again if the answer says that this may help, as every client of the contract would.
+    """
 
     url: str
     http: httpx.Client = field(init=False)
@@ -107,7 +110,12 @@ class Client:
         self.http.close()
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        answer = self.http.request(method, path, **more)
+        def answered() -> httpx.Response | None:
+            answer = self.http.request(method, path, **more)
+            again = method == "GET" and answer.status_code == 503 and answer.json()["retryable"]
+            return None if again else answer
+
+        answer = wait_until_sync(answered, description=f"{method} {path} is answered")
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer
 
