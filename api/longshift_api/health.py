@@ -1,6 +1,7 @@
 """Is this process alive, and can it do its work? Both without a key."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from longshift_api.deps import EdgeDep
 from longshift_api.pages import reply
 from longshift_api.schemas import Check, Liveness, Readiness
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
 PATIENCE = timedelta(seconds=3)
 
@@ -34,7 +36,9 @@ async def livez() -> Response:
 async def readyz(edge: EdgeDep) -> Response:
     """Each dependency by name."""
     postgres, redis, artifacts = await asyncio.gather(
-        _check(database_health.check(edge.db)), _check(edge.hot.check()), _check(edge.store.check())
+        _check("postgres", database_health.check(edge.db)),
+        _check("redis", edge.hot.check()),
+        _check("artifacts", edge.store.check()),
     )
     checks = {"postgres": postgres, "redis": redis, "artifacts": artifacts}
     if "failed" in (postgres.status, artifacts.status):
@@ -42,11 +46,12 @@ async def readyz(edge: EdgeDep) -> Response:
     return reply(Readiness(status="ok" if redis.status == "ok" else "degraded", checks=checks))
 
 
-async def _check(checking: Awaitable[None]) -> Check:
+async def _check(name: str, checking: Awaitable[None]) -> Check:
     try:
         await asyncio.wait_for(checking, PATIENCE.total_seconds())
     except TimeoutError:
         return Check(status="failed", detail=f"no answer within {PATIENCE.total_seconds():g} s")
     except LongshiftError as error:
-        return Check(status="failed", detail=str(error))
+        logger.warning("a dependency does not answer", extra={"dependency": name, "reason": str(error)})
+        return Check(status="failed", detail="does not answer; the log of this process says why")
     return Check(status="ok")

@@ -121,11 +121,12 @@ async def _of_longshift(request: Request, error: Exception) -> Response:
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
     if status is None:
         return internal(request, error)
-    headers = {"Retry-After": RETRY_AFTER} if isinstance(error, Unavailable) else None
+    if isinstance(error, Unavailable):
+        return unavailable(request, error)
     errors: Sequence[Mapping[str, Json]] = error.errors if isinstance(error, InvalidInput) else ()
     if isinstance(error, UnknownAgent):
         errors = [{"path": "agent", "message": str(error)}]
-    return problem(request, status, error.code, str(error), retryable=error.retryable, errors=errors, headers=headers)
+    return problem(request, status, error.code, str(error), retryable=error.retryable, errors=errors)
 
 
 async def _of_validation(request: Request, error: Exception) -> Response:
@@ -154,9 +155,16 @@ async def _of_conflict(request: Request, error: Exception) -> Response:
     return problem(request, 503, Unavailable.code, detail, retryable=True, headers={"Retry-After": "1"})
 
 
+def unavailable(request: Request, error: Unavailable) -> Response:
+    """Which server or folder it was is for the log, not for the client."""
+    logger.warning("a dependency does not answer", extra={"reason": str(error), "request_id": _id_of(request)})
+    detail = "a part of the service does not answer; what was accepted is safe: try again (see /readyz)"
+    return problem(request, 503, error.code, detail, retryable=True, headers={"Retry-After": RETRY_AFTER})
+
+
 def internal(request: Request, error: Exception) -> Response:
     """The answer to what nobody foresaw; logged here, once, under the request's id."""
-    request_id = request.scope.get("state", {}).get("request_id")
+    request_id = _id_of(request)
     logger.error("a request failed", exc_info=error, extra={"request_id": request_id, "path": request.url.path})
     detail = f"something went wrong inside; the log has more under {request_id}"
     return problem(request, 500, "internal_error", detail, retryable=True)
@@ -193,6 +201,10 @@ class Outermost:
             await internal(Request(scope), error)(scope, receive, tagged)
 
 
+def _id_of(request: Request) -> str:
+    return str(request.scope.get("state", {}).get("request_id"))
+
+
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.match(value):
@@ -214,7 +226,7 @@ _EXAMPLES: Mapping[int, tuple[str, str, str]] = {
     422: ("Something does not fit", "invalid_input", "the turn does not fit agent 'research': input.question: ..."),
     423: ("The session is busy", "session_busy", "the session has an open turn and on_busy is 'reject'"),
     500: ("A fault inside", "internal_error", "something went wrong inside; the log has more under req_..."),
-    503: ("A dependency does not answer; try again", "unavailable", "Postgres does not answer"),
+    503: ("A dependency does not answer; try again", "unavailable", "a part of the service does not answer"),
 }
 
 

@@ -11,8 +11,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from longshift import config as settings
+from longshift import telemetry
 from longshift.config import Config
-from longshift.errors import ConfigError, LongshiftError
+from longshift.errors import ConfigError, LongshiftError, Unavailable
 from longshift_api.app import create_app
 
 logger = logging.getLogger(__name__)
@@ -88,14 +89,13 @@ async def serve(config: Config, *, listener: socket.socket | None = None) -> Non
 
 
 def main() -> int:
-    """Serve with the settings of the environment; the exit code is 2 if they do not fit or Postgres is away."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    """Serve with the settings of the environment; exit code 2: a setting does not fit, 4: Postgres does not answer."""
+    telemetry.setup()
     try:
         asyncio.run(serve(settings.load()))
     except KeyboardInterrupt:
         return 0
     except LongshiftError as error:
-        sys.stderr.write(f"longshift-api: {error}\n")
-        return 2
+        sys.stderr.write(f"error: {error}\n")
+        return 4 if isinstance(error, Unavailable) else 2
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 
+import httpx
 from sqlalchemy import text
 
 from longshift.model import new_id
@@ -62,6 +64,18 @@ async def test_a_repeat_is_answered_although_its_deadline_has_passed_meanwhile(a
 
     assert (first.status_code, again.status_code) == (202, 202)
     assert again.json()["id"] == first.json()["id"]
+
+
+async def test_a_repeat_that_a_client_library_marks_without_a_key_is_the_same_request(api: Api) -> None:
+    def sent(count: int) -> Awaitable[httpx.Response]:
+        return api.client.post("/v1/turns", json=HELLO, headers={"x-stainless-retry-count": str(count)})
+
+    first, *repeats = await asyncio.gather(sent(0), *(sent(n) for n in (1, 2)))
+    second, again = await sent(0), await sent(1)
+
+    assert second.json()["id"] not in {answer.json()["id"] for answer in (first, *repeats)}
+    assert again.json()["id"] == second.json()["id"]
+    assert again.headers["idempotent-replayed"] == "true"
 
 
 async def test_a_repeated_batch_is_the_same_batch(api: Api) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from longshift.db import migrations
 from longshift.db.database import Database
 from longshift.db.keys import ensure_key, ensure_tenant, list_keys
-from longshift.embedded import Guardian, LocalRedis
+from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from longshift.errors import ConfigError
 from longshift_api.server import bind
 from tests.support.api import KEY, Api, api_config, running_api
@@ -59,6 +60,31 @@ async def test_without_the_artifact_folder_the_api_is_not_ready(api: Api, tmp_pa
 
     assert (ready.status_code, ready.json()["checks"]["artifacts"]["status"]) == (503, "failed")
     assert (upload.status_code, upload.json()["retryable"]) == (503, True)
+
+
+async def test_without_postgres_the_api_says_so_without_telling_where_it_was_and_recovers(
+    redis_url: str, tmp_path: Path, guardian: Guardian
+) -> None:
+    server = LocalPostgres(tmp_path / "postgres", guardian=guardian)
+    server.start()
+    migrations.upgrade(server.url)
+    async with running_api(api_config(server.url, redis_url, tmp_path)) as api:
+        turn = await api.submit()
+        server.stop()
+
+        gone = await api.client.get(f"/v1/turns/{turn['id']}")
+        ready, live = await api.client.get("/readyz"), await api.client.get("/livez")
+        server.start()
+
+        async def back() -> bool:
+            return dict((await api.client.get(f"/v1/turns/{turn['id']}")).json()) == turn
+
+        assert await wait_until(back, description="the turn can be polled again")
+    server.stop()
+    assert (gone.status_code, gone.json()["retryable"], gone.headers["retry-after"]) == (503, True, "2")
+    assert "connection" not in gone.text
+    assert (ready.status_code, ready.json()["checks"]["postgres"]["status"], live.status_code) == (503, "failed", 200)
+    assert str(tmp_path) not in gone.text + ready.text
 
 
 async def test_the_agents_are_listed_with_their_schemas(api: Api) -> None:
@@ -176,7 +202,7 @@ def test_a_start_that_cannot_succeed_says_why_in_one_sentence(
         process = started(settings(database_url, redis_url, tmp_path, free_port()) | given)
         output, _ = process.communicate(timeout=20)
 
-    assert process.returncode == 2, output
+    assert process.returncode == (4 if "does not answer" in output else 2), output
     assert sentence in output
     assert "Traceback" not in output
 

@@ -29,8 +29,15 @@ T = TypeVar("T")
 REMEMBER = text("""
 INSERT INTO idempotency (tenant_id, route, key, request_hash, resource_id) VALUES (:tenant, :route, :key, :hash, :resource)
 ON CONFLICT DO NOTHING RETURNING resource_id""")
+# a request without a key of its own: only one that is marked as a repeat, and soon enough, is the one before
+REMEMBER_UNKEYED = text("""
+INSERT INTO idempotency (tenant_id, route, key, request_hash, resource_id) VALUES (:tenant, :route, :key, :hash, :resource)
+ON CONFLICT (tenant_id, route, key) DO UPDATE SET resource_id = excluded.resource_id, created_at = clock_timestamp()
+ WHERE NOT :repeat OR idempotency.created_at < clock_timestamp() - CAST(:within AS interval)
+RETURNING resource_id""")
 REMEMBERED = text("""
-SELECT request_hash, resource_id FROM idempotency WHERE tenant_id = :tenant AND route = :route AND key = :key""")
+SELECT request_hash, resource_id FROM idempotency WHERE tenant_id = :tenant AND route = :route AND key = :key
+   AND (CAST(:within AS interval) IS NULL OR created_at >= clock_timestamp() - CAST(:within AS interval))""")
 
 ADMIT = text("""
 INSERT INTO sessions (id, tenant_id, queue, next_position, open_turns, ready_at, dispatched_at)
@@ -125,11 +132,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's promise that equal keys mean the same request."""
+    """A client's promise that equal keys mean the same request.
+
+    ``within``: there is no key; the client's library says by itself whether this is a ``repeat`` of an equal request that
+    is at most so old.
+    """
 
     route: str
     key: str
     request_hash: bytes
+    within: timedelta | None = None
+    repeat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +206,11 @@ async def submit(
 async def remember(tx: AsyncConnection, promise: Idempotency, *, tenant_id: UUID, resource_id: UUID) -> UUID | None:
     """The resource an equal request made before, else None. Waits for a first request that is still in flight."""
     row = {**_where(promise, tenant_id), "hash": promise.request_hash, "resource": resource_id}
-    if (await tx.execute(REMEMBER, row)).first() is not None:
+    if promise.within is None:
+        new = (await tx.execute(REMEMBER, row)).first()
+    else:
+        new = (await tx.execute(REMEMBER_UNKEYED, row | {"repeat": promise.repeat})).first()
+    if new is not None:
         return None
     return _same((await tx.execute(REMEMBERED, _where(promise, tenant_id))).one(), promise)
 
@@ -204,12 +221,14 @@ async def recall(db: Database, promise: Idempotency, *, tenant_id: UUID) -> UUID
     Raises:
         IdempotencyMismatch: the key was used with another body.
     """
+    if promise.within is not None and not promise.repeat:
+        return None
     rows = await db.fetch(REMEMBERED, _where(promise, tenant_id))
     return _same(rows[0], promise) if rows else None
 
 
 def _where(promise: Idempotency, tenant_id: UUID) -> dict[str, Any]:
-    return {"tenant": tenant_id, "route": promise.route, "key": promise.key}
+    return {"tenant": tenant_id, "route": promise.route, "key": promise.key, "within": promise.within}
 
 
 def _same(found: Row[Any], promise: Idempotency) -> UUID:
