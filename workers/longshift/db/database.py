@@ -14,7 +14,8 @@ from typing import Any
 import psycopg
 from sqlalchemy import Row, TextClause
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidRequestError, OperationalError, TimeoutError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidRequestError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from longshift.errors import ConfigError, InvalidInput, Unavailable
@@ -44,7 +45,7 @@ def driver_url(url: str) -> str:
     """
     try:
         parsed = make_url(url)
-    except Exception:
+    except (ArgumentError, ValueError):
         raise ConfigError(
             "LONGSHIFT_DATABASE_URL is not a URL of the form postgresql://user:password@host/name"
         ) from None
@@ -93,13 +94,13 @@ class Database:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which each statement commits by itself."""
-        with translated():
+        with Translated():
             async with self._auto.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        with translated():
+        with Translated():
             async with self.engine.begin() as connection:
                 yield connection
 
@@ -114,7 +115,7 @@ class Database:
             return (await connection.execute(statement, params)).rowcount
 
 
-class translated:
+class Translated:
     """Turn the driver's errors into ours; a plain context manager, so that it wraps async bodies too."""
 
     def __enter__(self) -> None:
@@ -123,9 +124,9 @@ class translated:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UnicodeEncodeError):  # a lone surrogate: the driver raises it before it sends anything
             raise InvalidInput(f"Postgres refuses this value: {error}") from error
-        if error is None or not isinstance(error, DBAPIError | TimeoutError | InvalidRequestError | OSError):
+        if error is None or not isinstance(error, DBAPIError | PoolExhausted | InvalidRequestError | OSError):
             return
-        if isinstance(error, TimeoutError):
+        if isinstance(error, PoolExhausted):
             raise Unavailable(
                 "all connections to Postgres are in use: try again, or raise LONGSHIFT_POOL_SIZE"
             ) from error

@@ -41,7 +41,8 @@ SELECT request_hash, resource_id FROM idempotency WHERE tenant_id = :tenant AND 
 
 ADMIT = text("""
 INSERT INTO sessions (id, tenant_id, queue, next_position, open_turns, ready_at, dispatched_at)
-SELECT g.id, :tenant, g.queue, g.n, g.n, CASE WHEN g.n > 0 THEN clock_timestamp() END, CASE WHEN g.n > 0 THEN clock_timestamp() END
+SELECT g.id, :tenant, g.queue, g.n, g.n,
+       CASE WHEN g.n > 0 THEN clock_timestamp() END, CASE WHEN g.n > 0 THEN clock_timestamp() END
   FROM unnest(CAST(:session AS uuid[]), CAST(:queue AS text[]), CAST(:n AS bigint[]), CAST(:create AS boolean[]))
        AS g(id, queue, n, may_create)
  WHERE g.may_create OR EXISTS (SELECT 1 FROM sessions x WHERE x.id = g.id)
@@ -56,7 +57,8 @@ ON CONFLICT (id) DO UPDATE SET
                           OR sessions.ready_at > clock_timestamp()  -- held back: no wake-up will be sent now
                         THEN sessions.dispatched_at ELSE clock_timestamp() END
  WHERE sessions.tenant_id = excluded.tenant_id AND sessions.deleted_at IS NULL AND (NOT :reject OR sessions.open_turns = 0)
-RETURNING id, queue, next_position, open_turns, lease_worker IS NULL AND NOT head_waiting AND ready_at <= clock_timestamp() AS ring""")
+RETURNING id, queue, next_position, open_turns,
+          lease_worker IS NULL AND NOT head_waiting AND ready_at <= clock_timestamp() AS ring""")
 BUSY = text("SELECT 1 FROM sessions WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL")
 
 ADD_TURNS = text("""
@@ -82,9 +84,11 @@ INSERT INTO session_details (session_id, metadata) VALUES (:id, CAST(:metadata A
 ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata""")
 
 SESSIONS_OF = text("""
-SELECT id, session_id FROM turns WHERE id = ANY(CAST(:turns AS uuid[])) AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = :tenant)""")
+SELECT id, session_id FROM turns
+ WHERE id = ANY(CAST(:turns AS uuid[])) AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = :tenant)""")
 OPEN_OF_BATCH = text("""
-SELECT id FROM turns WHERE batch_id = :batch AND tenant_id = :tenant AND status IN ('scheduled', 'queued', 'running', 'waiting')""")
+SELECT id FROM turns
+ WHERE batch_id = :batch AND tenant_id = :tenant AND status IN ('scheduled', 'queued', 'running', 'waiting')""")
 # by position, never "all others": of two concurrent replacements only the older may be cancelled
 OPEN_BEFORE = text("""
 SELECT b.id FROM turns t JOIN turns b ON b.session_id = t.session_id AND b.position < t.position

@@ -53,7 +53,8 @@ RETURNING ready_at IS NOT NULL AS more""")
 RECONCILE = text("""
 WITH v AS MATERIALIZED (
     SELECT id FROM sessions
-     WHERE lease_worker = :worker AND NOT id = ANY(CAST(:held AS uuid[])) AND leased_at < clock_timestamp() - CAST(:age AS interval)
+     WHERE lease_worker = :worker AND NOT id = ANY(CAST(:held AS uuid[]))
+       AND leased_at < clock_timestamp() - CAST(:age AS interval)
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), dispatched_at = clock_timestamp(),
        ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from longshift.db.database import driver_url, translated
+from longshift.db.database import Translated, driver_url
 
 LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one sweeper holds
 
@@ -82,7 +82,7 @@ class Liveness:
 
     def register(self, worker_id: UUID, *, host: str, pid: int, queues: Sequence[str], capacity: int) -> None:
         """Make the worker's row; from now on it may claim."""
-        with translated():
+        with Translated():
             connection = self._open()
             connection.execute(
                 REGISTER,
@@ -99,7 +99,7 @@ class Liveness:
     def beat(self, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> datetime | None:
         """The database's time, or None: the worker was declared dead and must take a new id."""
         try:
-            with translated():
+            with Translated():
                 fresh = self._connection is None
                 connection = self._open()
                 if fresh:
@@ -125,7 +125,7 @@ class Liveness:
 
     def retire(self, worker_id: UUID) -> None:
         """Say goodbye: nothing is held any more."""
-        with translated():
+        with Translated():
             self._open().execute(RETIRE, {"id": worker_id})
 
     def disconnect(self) -> None:

@@ -22,7 +22,8 @@ UPDATE workers w SET dead_at = clock_timestamp()
    AND (greatest(w.heartbeat_at, pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz))
           < clock_timestamp() - CAST(:ttl AS interval)
      OR (w.heartbeat_at < clock_timestamp() - CAST(:grace AS interval)
-         AND greatest(pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz)) < clock_timestamp() - CAST(:ttl AS interval)
+         AND greatest(pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz))
+               < clock_timestamp() - CAST(:ttl AS interval)
          AND w.lock_key IS NOT NULL
          AND NOT EXISTS (SELECT 1 FROM pg_locks k
                           WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1

@@ -39,7 +39,8 @@ SELECT b.id FROM turns t JOIN turns b ON b.session_id = t.session_id AND b.posit
  WHERE t.id = :turn AND b.status IN ('queued', 'running', 'waiting') ORDER BY b.position LIMIT 1""")
 
 _SESSION = """
-SELECT s.id, s.tenant_id, s.queue, s.open_turns, s.next_position, s.lease_worker IS NOT NULL AS leased, s.created_at, s.expires_at,
+SELECT s.id, s.tenant_id, s.queue, s.open_turns, s.next_position, s.lease_worker IS NOT NULL AS leased,
+       s.created_at, s.expires_at,
        coalesce(d.metadata, '{}'::jsonb) AS metadata,
        coalesce((SELECT max(seq) FROM events e WHERE e.session_id = s.id), s.archived_through) AS last_seq
   FROM sessions s LEFT JOIN session_details d ON d.session_id = s.id
