@@ -132,6 +132,7 @@ class Replay:
                 latest[event.key] = Recorded(event.key, event.kind, event.payload, event.seq)
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
+        self._recorded = frozenset(latest)
         self._taken = set(latest)
         self._waiting: dict[str, dict[int, Recorded]] = defaultdict(dict)
         for key, recorded in latest.items():
@@ -147,8 +148,10 @@ class Replay:
         same = min((n for n, recorded in waiting.items() if recorded.digest == digest), default=None)
         if same is not None:
             return Call(waiting[same].key, waiting.pop(same))
-        if place in waiting and "~" in scope.path and (swapped := self._of_sibling(base, digest)) is not None:
-            return Call(swapped.key, swapped)
+        if "~" in scope.path and f"{base}#{place}" in self._recorded:
+            swapped = self._of_sibling(base, digest)
+            if swapped is not None:
+                return Call(swapped.key, swapped)
         if place in waiting:
             recorded = waiting.pop(place)
             return Call(recorded.key, recorded, diverged=recorded.key not in self.diverged)

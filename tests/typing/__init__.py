@@ -1,0 +1,1 @@
+"""Samples that a type checker judges: see ``test_typing``."""
