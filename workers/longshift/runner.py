@@ -62,6 +62,7 @@ class Run:
         self.record: TurnRecord | None = None
         self.execution: Execution | None = None
         self.draining = False
+        self.deferred = False  # nobody knows who has its agent; this worker has not
         self.until: datetime | None = None  # when the waits of a turn that left end
         self._nudge: asyncio.Future[Stop] | None = None
         self.reason = ""  # of a cancel
@@ -159,6 +160,7 @@ class Runner:
     async def _defer(self, run: Run, record: TurnRecord) -> None:
         """This worker does not have the agent: leave the turn to one that has, at once if others serve its queue."""
         elsewhere = record.queue not in self._queues
+        run.deferred = not elsewhere
         if not elsewhere:
             logger.warning(
                 "no such agent here, turn deferred", extra={"agent": record.agent, "version": record.agent_version}

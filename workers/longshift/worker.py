@@ -33,7 +33,7 @@ from longshift.lease import Lease
 from longshift.model import TurnRecord
 from longshift.notices import Notices
 from longshift.port import Outside
-from longshift.runner import Run, Runner
+from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ CLAIM_AT_ONCE = 200
 RECONCILE_EVERY = timedelta(seconds=5)
 RECONCILE_AGE = timedelta(seconds=5)
 """A lease that the database has and memory has not: younger than this, its claim may still be on its way back."""
+LEAVE_ALONE = 2 * UNKNOWN_AGENT
+"""For so long a worker does not claim a session again whose agent it has not, so that others get their chance."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Worker:
         self._agents = agents
         self._clock = clock
         self._runs: dict[tuple[UUID, int], tuple[Run, asyncio.Task[None]]] = {}
+        self._not_for_us: dict[UUID, float] = {}  # sessions that were deferred, and until when we leave them alone
         self._wishes: deque[Wish] = deque()
         self._wished = asyncio.Event()
         self._freed = asyncio.Event()
@@ -197,6 +200,10 @@ class Worker:
                 tried.append(self._wishes.popleft())
         if not self._wishes:
             self._wished.clear()
+        if self._not_for_us:
+            now = self._clock.monotonic()
+            self._not_for_us = {session: until for session, until in self._not_for_us.items() if until > now}
+            sessions -= self._not_for_us.keys()
         try:
             if not self._draining:
                 for won in await leases.claim(self._db, sessions, worker_id=self._worker_id):
@@ -225,6 +232,8 @@ class Worker:
             logger.exception("session failed", extra={"session_id": run.lease.session_id.hex})
         finally:
             del self._runs[run.lease.key]
+            if run.deferred:
+                self._not_for_us[run.lease.session_id] = self._clock.monotonic() + LEAVE_ALONE.total_seconds()
             self._heartbeat.load.running = len(self._runs)
             self._freed.set()
 
