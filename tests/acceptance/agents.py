@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,50 @@ async def sleeper(turn: Turn, seconds: float) -> int:
 async def noop(turn: Turn, n: int) -> int:
     note(turn, "ran", place=n)
     return n
+
+
+# --------------------------------------------------------------------------------------------- agents that misbehave
+
+
+class Strange(BaseException):
+    """Neither an Exception nor anything that asyncio knows."""
+
+
+@agent("poison")
+async def poison(turn: Turn, kind: str) -> Any:
+    """Fails in ways that frameworks do not expect, each from another place."""
+    match kind:
+        case "raises BaseException":
+            raise Strange("no Exception")
+        case "exits":
+            sys.exit(3)
+        case "exits in a step":
+            await turn.step("exits", sys.exit, 3)
+        case "exits in an async step":
+            await turn.gather(turn.step("exits", _exit, 3))
+        case "is cancelled by itself":
+            raise asyncio.CancelledError
+        case "cancels its own task":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(3600)
+        case "returns what is no JSON":
+            return object()
+        case "recurses":
+            return _recurse(0)
+        case "raises BaseException in a step":
+            await turn.step("strange", _strange)
+    return None
+
+
+async def _exit(code: int) -> None:
+    sys.exit(code)
+
+
+async def _strange() -> None:
+    raise Strange("in a step")
+
+
+def _recurse(depth: int) -> int:
+    return _recurse(depth + 1) + 1

@@ -92,7 +92,7 @@ def _flush(server: LocalRedis) -> None:
         client.flushall()
 
 
-@pytest.mark.parametrize("harm", [_kill_and_start, _flush])
+@pytest.mark.parametrize("harm", [_kill_and_start, pytest.param(_flush, marks=pytest.mark.full)])
 def test_redis_lost_under_load_delays_turns_and_loses_none(
     databases: Databases,
     own_redis: LocalRedis,

@@ -110,12 +110,13 @@ class Client:
         self.http.close()
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        def answered() -> httpx.Response | None:
+        def ask() -> httpx.Response | None:
             answer = self.http.request(method, path, **more)
             again = method == "GET" and answer.status_code == 503 and answer.json()["retryable"]
             return None if again else answer
 
-        answer = wait_until_sync(answered, description=f"{method} {path} is answered")
+        answer = wait_until_sync(ask, description=f"{method} {path} is answered")
+        assert answer is not None
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer
 

@@ -19,7 +19,7 @@ WAKE_UPS = b"longshift.wake."
 
 
 class Meddler:
-    """``with Meddler(redis_url, drop=0.1, double=0.1) as meddler``: give ``meddler.url`` to whom shall suffer from it."""
+    """``with Meddler(redis_url, drop=0.1, double=0.1) as meddler``: give ``meddler.url`` to who shall suffer it."""
 
     def __init__(self, url: str, *, drop: float, double: float, seed: int = 1) -> None:
         self._target = urlsplit(url)

@@ -1,0 +1,95 @@
+"""Workers and API processes come and go: what was accepted waits for whoever can do it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from tests.support.fleet import KEY, Client, Fleet
+from tests.support.waiting import wait_until_sync
+
+LATE = "tests.acceptance.late_agents"
+
+
+def test_a_turn_waits_until_a_worker_appears_that_has_its_agent(fleet: Fleet, client: Client) -> None:
+    fleet.stop(fleet.start_worker("registers it", agents=LATE))
+    without = fleet.start_worker("without")
+    turn = client.submit("late", 1)
+    wait_until_sync(lambda: "turn deferred" in without.log(), description="the worker that has not the agent says so")
+    behind = client.submit("late", 2, session=turn["session_id"])
+    other = client.submit("noop", 3)
+
+    assert client.wait(other)["status"] == "succeeded"
+    assert client.turn(turn)["status"] == "queued"
+    assert fleet.effects(turn) == []
+    having = fleet.start_worker("having", agents=LATE)
+    assert [client.wait(each)["output"] for each in (turn, behind)] == [1, 2]
+    assert {e.pid for e in fleet.effects(turn, behind)} == {having.pid}
+    fleet.stop(without, having)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "expired"])
+def test_a_waiting_turn_ends_when_told_to_though_nobody_has_its_agent_any_more(
+    fleet: Fleet, client: Client, status: str
+) -> None:
+    having = fleet.start_worker(f"had it {status}", agents=LATE)
+    deadline = (datetime.now(UTC) + timedelta(seconds=3 if status == "expired" else 60)).isoformat()
+    turn = client.submit("late sleeper", 3600, deadline=deadline)
+    client.wait(turn, status="waiting")
+    fleet.stop(having)
+    without = fleet.start_worker(f"never had it {status}")
+    if status == "cancelled":
+        client.cancel(turn)
+
+    assert client.wait(turn)["status"] == status
+    fleet.stop(without)
+
+
+def test_a_turn_submitted_before_any_worker_serves_its_queue_runs_when_one_comes(fleet: Fleet, client: Client) -> None:
+    fleet.stop(fleet.start_worker("elsewhere", queues="victim-1"))
+    turn = client.submit("five-1", 1)
+    worker = fleet.start_worker("here", queues="victim-1")
+
+    assert client.wait(turn)["status"] == "succeeded"
+    fleet.stop(worker)
+
+
+def test_clients_go_on_polling_and_submitting_when_one_of_two_api_processes_is_killed(fleet: Fleet) -> None:
+    worker = fleet.start_worker("worker")
+    doomed = fleet.start_api("doomed")
+    there, here = fleet.clients[-1], fleet.client
+    turn = there.submit("gated", "api")
+    with ThreadPoolExecutor(1) as pool:
+        polling = pool.submit(there.http.get, f"/v1/turns/{turn['id']}", headers={"Prefer": "wait=30"})
+        here.wait(turn, status="running")
+        doomed.kill()
+        assert isinstance(polling.exception(timeout=10), httpx.TransportError)
+
+    assert here.turn(turn)["status"] == "running"
+    fleet.open_gate("api")
+    assert here.wait(turn)["status"] == "succeeded"
+    fleet.stop(worker)
+
+
+def test_a_submission_repeated_at_another_api_process_makes_one_turn(fleet: Fleet) -> None:
+    worker = fleet.start_worker("one turn")
+    doomed = fleet.start_api("also doomed")
+    here, there = fleet.client, fleet.clients[-1]
+    headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "once-1"}
+    body = {"agent": "noop", "input": 42}
+    with ThreadPoolExecutor(8) as pool:
+        urls = [f"{client.url}/v1/turns" for client in (here, there) * 8]
+        answers = list(pool.map(lambda url: httpx.post(url, json=body, headers=headers, timeout=30), urls))
+    doomed.kill()
+    answers.append(here.request("POST", "/v1/turns", json=body, headers=headers))
+
+    assert {answer.status_code for answer in answers} == {202}
+    turns = {answer.json()["id"] for answer in answers}
+    assert len(turns) == 1
+    assert sum("Idempotent-Replayed" not in answer.headers for answer in answers) == 1
+    here.wait(answers[0].json())
+    assert [e.turn for e in fleet.effects() if e.more.get("place") == 42] == list(turns)
+    fleet.stop(worker)
