@@ -1,0 +1,104 @@
+"""Every code block of the guides for authors is run.
+
+In a fenced block, ``python`` runs in one namespace per page, or with ``title=FILE`` is written to that file; ``console``
+runs what follows each ``$``, and holds its output against the lines below it (``...`` stands for anything).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from longshift.config import child_environment
+from longshift.embedded import Guardian
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+_BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    options: str
+    text: str
+
+    @property
+    def title(self) -> str | None:
+        found = re.search(r"title=(\S+)", self.options)
+        return found[1] if found else None
+
+
+def blocks(page: str) -> list[Block]:
+    path = DOCS / page
+    text = path.read_text()
+    return [Block(path, text.count("\n", 0, m.start()) + 2, m[1], m[2].strip(), m[3]) for m in _BLOCK.finditer(text)]
+
+
+def run_python(block: Block, namespace: dict[str, object]) -> None:
+    source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+    exec(compile(source, str(block.page), "exec"), namespace)
+
+
+def run_console(block: Block, folder: Path) -> None:
+    for command, output in _COMMAND.findall(block.text):
+        words = shlex.split(command)
+        words = [sys.executable, *(["-m", "longshift.cli", *words[1:]] if words[0] == "longshift" else words[1:])]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=plain_environment())
+        shown = done.stdout + done.stderr
+        assert (done.returncode != 0) == ("fails" in block.options), f"{command}\n{shown}"
+        expected = ".*".join(re.escape(part) for part in output.strip().split("..."))
+        assert re.search(expected, shown, re.DOTALL), f"{command}\n{shown}\nexpected {output}"
+
+
+def plain_environment() -> dict[str, str]:
+    """Without the settings and options of the run that this test is part of."""
+    unwanted = ("LONGSHIFT_", "PYTEST_", "COV_")
+    return {name: value for name, value in child_environment().items() if not name.startswith(unwanted)}
+
+
+@contextmanager
+def stack(command: str, folder: Path, guardian: Guardian) -> Iterator[None]:
+    """``longshift up`` as the page has it, on any port, until the page ends."""
+    words = [sys.executable, "-m", "longshift.cli", *shlex.split(command)[1:], "--json", "--port", "0"]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True, env=plain_environment())
+    guardian.watch(process.pid)
+    assert process.stdout is not None
+    try:
+        assert any("ready" in json.loads(line) for line in process.stdout), "the stack did not start"
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_the_guide_for_authors_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    for block in blocks("how-to/write-agents.md"):
+        assert block.language == "python"
+        run_python(block, namespace)
+
+
+@pytest.mark.timeout(180)
+def test_the_tutorial_runs(tmp_path: Path, guardian: Guardian) -> None:
+    pages = blocks("tutorial.md")
+    starts = next(i for i, block in enumerate(pages) if block.text.startswith("$ longshift up "))
+    for block in pages[:starts]:
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.text)
+        else:
+            run_console(block, tmp_path)
+    with stack(pages[starts].text.removeprefix("$ ").strip(), tmp_path, guardian):
+        for block in pages[starts + 1 :]:
+            run_console(block, tmp_path)
