@@ -31,7 +31,7 @@ from tests.support.waiting import wait_until_sync
 
 ROOT = Path(__file__).parents[2]
 KEY = "lsk_acceptance_tests_only_0123456789"
-WORKER = ["tests.support.worker_process"]
+WORKER = ["longshift.cli", "worker"]
 AGENTS = "tests.acceptance.agents"
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 FAST = {"heartbeat": 0.2, "lock_grace": 0.6, "lease_ttl": 2, "sweep": 0.1, "rering": 0.5, "drain_grace": 10}
