@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 
 LONG_AGO = datetime.fromisoformat("2001-01-01T00:00:00+00:00")
 TTL = timedelta(seconds=15)
-ALIVE = {"running": 0, "loop_age": timedelta(0), "draining": False}
+ALIVE = {"running": 0, "loop_age": timedelta(0), "draining": False, "want_leader": False, "leader": 0}
 
 # What the design forbids: deciding by the absence of a live worker, in a statement that waits for the row.
 ANTI_JOIN = text("""
