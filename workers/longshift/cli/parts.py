@@ -17,7 +17,7 @@ from typing import Protocol
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from longshift.telemetry import masked
 
-_SENTENCE = re.compile(r"(?:error|longshift-api): (.+)")
+_SENTENCE = re.compile(r"error: (.+)")
 _TAIL = 64 * 1024
 
 
