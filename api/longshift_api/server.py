@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 
@@ -91,6 +92,8 @@ async def serve(config: Config, *, listener: socket.socket | None = None) -> Non
 def main() -> int:
     """Serve with the settings of the environment; exit code 2: a setting does not fit, 4: Postgres does not answer."""
     telemetry.setup()
+    # uvicorn raises the signal again when it has shut down; by default that would end us before the lifespan has.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         asyncio.run(serve(settings.load()))
     except KeyboardInterrupt:
