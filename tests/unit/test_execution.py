@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from pydantic import BaseModel, Field
 
 from longshift import Retry, StepFailed, StepTimeout, Turn, UsageError, agent, emit, step
@@ -32,8 +32,20 @@ def kinds(result: Result[Any]) -> Counter[str]:
 # -- any agent, any crash
 
 
+NESTED: list[Any] = [  # the tasks between do nothing durable before their children do
+    {
+        "do": "tasks",
+        "parts": [
+            [{"do": "group", "parts": [[{"do": "artifact"}, {"do": "work"}]]}, {"do": "flaky"}],
+            [{"do": "now"}, {"do": "tasks", "parts": [[{"do": "flaky"}]]}],
+        ],
+    }
+]
+
+
 @settings(max_examples=40, deadline=None)
 @given(programs.programs)
+@example(NESTED)
 def test_a_crash_after_any_event_changes_nothing(program: list[Any]) -> None:
     programs.forget()
     undisturbed = run(interpreter, program)

@@ -104,17 +104,17 @@ def test_a_recorded_call_wins_over_changed_arguments_and_is_reported_once() -> N
     assert not Replay(events).call(root(), "read", digest="new").diverged
 
 
-def test_tasks_that_changed_their_order_keep_their_results() -> None:
-    replay = Replay([completed("~0/read#0", digest="x"), completed("~1/read#0", digest="y")])
+def test_strangers_that_changed_their_order_keep_their_results() -> None:
+    replay = Replay([completed("~~0/read#0", digest="x"), completed("~~1/read#0", digest="y")])
     scope = root()
-    first, second = scope.fork_task(owner=None), scope.fork_task(owner=None)
+    first, second = scope.fork_stranger(owner=None), scope.fork_stranger(owner=None)
     swapped = [replay.call(first, "read", digest="y"), replay.call(second, "read", digest="x")]
-    assert [(call.key, call.diverged) for call in swapped] == [("~1/read#0", False), ("~0/read#0", False)]
+    assert [(call.key, call.diverged) for call in swapped] == [("~~1/read#0", False), ("~~0/read#0", False)]
 
 
 def test_gathers_and_tasks_are_numbered_apart() -> None:
     scope = root()
-    scope.fork_task(owner=None)
+    scope.fork_task()
     assert [branch.path for branch in scope.fork_branches(2)] == ["0.0/", "0.1/"]
 
 

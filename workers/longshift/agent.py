@@ -14,8 +14,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast, get_type_hints, overl
 from pydantic import TypeAdapter, ValidationError
 
 from longshift.errors import ConfigError, InvalidInput, UsageError
-from longshift.execution import current, running_step
 from longshift.model import AgentRecord, Json
+from longshift.place import current, running_step
 from longshift.steps import ONCE, Retry, StepDefinition
 from longshift.turn import Turn
 from longshift.wakeup import queue_key

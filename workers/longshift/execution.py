@@ -12,8 +12,7 @@ import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -24,6 +23,7 @@ from longshift.contract import Port
 from longshift.errors import InvalidInput, StepFailed, StepTimeout, TurnEvicted, UsageError
 from longshift.events import Context, Kind, NewEvent, encode, storable
 from longshift.model import Json, TurnRecord
+from longshift.place import StepRun, context_in, place, place_tasks, running_step, scope_place, stand, step_place
 from longshift.replay import Call, Replay, Scope
 from longshift.steps import StepDefinition
 from longshift.waits import Waits
@@ -31,33 +31,8 @@ from longshift.waits import Waits
 T = TypeVar("T")
 ERROR_TEXT = 2000
 """Characters of an error's text that are recorded."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepRun:
-    """The step that is running in this context."""
-
-    definition: StepDefinition
-    key: str
-    attempt: int
-    scope: (
-        Scope  # for uuid() and random inside the step: they must not move those of the branch, which replays without it
-    )
-
-
-_scope: ContextVar[tuple[Execution, Scope] | None] = ContextVar("longshift_scope", default=None)
-_running: ContextVar[StepRun | None] = ContextVar("longshift_step", default=None)
-
-
-def current() -> Execution | None:
-    """The execution that this code belongs to, if any."""
-    place = _scope.get()
-    return place[0] if place is not None else None
-
-
-def running_step() -> StepRun | None:
-    """The step that this code is part of, if any."""
-    return _running.get()
+BREATH = 50
+"""Replayed calls after which the event loop gets its turn."""
 
 
 class Execution:
@@ -78,13 +53,12 @@ class Execution:
         self._unwinding: str | None = None
         self._additions = Additions(context)
         self._order = replay.newest
-        self._jitter = (
-            Random()
-        )  # not the turn's random numbers: those would differ on a replay, which pauses for nothing
         self._steps = 0
         self._draining = False
         self._blocked: set[concurrent.futures.Future[Any]] = set()
+        self._replayed = 0
         self.loop = asyncio.get_running_loop()
+        place_tasks(self.loop)
 
     # -- entering and leaving
 
@@ -92,15 +66,16 @@ class Execution:
     def entered(self, *, threaded: bool) -> Iterator[None]:
         """Make this the current execution; ``threaded``: the agent runs in a thread, so no task owns its scope."""
         self.root.owner = None if threaded else asyncio.current_task()
-        token = _scope.set((self, self.root))
+        token = scope_place.set((self, self.root))
         try:
             yield
         finally:
-            _scope.reset(token)
+            scope_place.reset(token)
 
     def unwind(self, reason: str) -> None:
         """From now on every durable call raises: the turn is leaving. Threads that wait for one are released."""
         self._unwinding = reason
+        self.waits.close()
         for future in list(self._blocked):
             future.cancel()
 
@@ -160,14 +135,14 @@ class Execution:
 
     async def _for_thread(self, awaitable: Awaitable[T]) -> T:
         """Own the thread's scope while its call runs, so that tasks which the call starts become branches."""
-        place = _scope.get()
-        if place is None or place[1].owner is not None:
+        found = place()
+        if found is None or found[1].owner is not None:
             return await awaitable
-        place[1].owner = asyncio.current_task()
+        found[1].owner = asyncio.current_task()
         try:
             return await awaitable
         finally:
-            place[1].owner = None
+            found[1].owner = None
 
     @property
     def is_live(self) -> bool:
@@ -201,23 +176,23 @@ class Execution:
             raise TurnEvicted(f"the turn is leaving this worker ({self._unwinding})")
 
     def scope(self) -> Scope:
-        """The branch this code runs in; a task that the agent started by itself becomes a branch when it first asks."""
-        place = _scope.get()
-        if place is None or place[0] is not self:
+        """The branch this code runs in."""
+        found = place()
+        if found is None or found[0] is not self:
             raise UsageError("this turn is not running here: use it only inside its agent")
-        step = _running.get()
+        step = running_step()
         if step is not None:
             return step.scope
-        scope = place[1]
+        scope = found[1]
         task = asyncio.current_task() if self.in_loop else None
-        if scope.owner is None or scope.owner is task:
-            return scope
-        child = scope.fork_task(owner=task)
-        _scope.set((self, child))
-        if task is not None:
+        if scope.owner is not None and scope.owner is not task:  # its creator gave it a context, or it is a thread
+            scope = scope.fork_stranger(owner=task)
+            stand(self, scope)
+        if scope.is_task and not scope.counted and task is not None:
+            scope.counted = True
             self.waits.begin_branches()
             task.add_done_callback(lambda _: self.waits.end_branch())
-        return child
+        return scope
 
     # -- steps
 
@@ -235,10 +210,16 @@ class Execution:
         if call.diverged:
             await self._diverged(call, step.name, digest)
         if call.recorded is not None:
-            await asyncio.sleep(0)  # other tasks get their turn as they did when it ran: their order makes their keys
+            await self._breathe()
             return _replayed(scope, call, step)
         async with self._step():
             return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
+
+    async def _breathe(self) -> None:
+        """Now and then on a replay let the other turns of this worker go on: it makes no pause of its own."""
+        self._replayed += 1
+        if self._replayed % BREATH == 0:
+            await asyncio.sleep(0)
 
     async def _run(
         self,
@@ -270,15 +251,16 @@ class Execution:
         """The result and the number of tries it took."""
         attempt = 1
         while True:
-            token = _running.set(StepRun(step, key, attempt, scope.within(key)))
+            token = step_place.set(StepRun(step, key, attempt, scope.within(key)))
             try:
                 return await self.once(step, args, kwargs), attempt
             except Exception as error:
                 if not step.retry.again(error, attempt=attempt):
                     raise
             finally:
-                _running.reset(token)
-            await self.port.back_off(step.retry.pause(attempt, random=self._jitter))
+                step_place.reset(token)
+            # not the turn's random numbers: those would differ on a replay, which pauses for nothing
+            await self.port.back_off(step.retry.pause(attempt, random=Random()))
             attempt += 1
             self.check()
             await self.port.ready()
@@ -360,7 +342,7 @@ class Execution:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
         call = self.replay.call(self.scope(), name, digest="")
         if call.recorded is not None:
-            await asyncio.sleep(0)
+            await self._breathe()
             return call.recorded.payload, call.recorded.order
         self.check()
         text = encode(payload, limit=self.port.max_event)
@@ -384,7 +366,10 @@ class Execution:
         if not branches:
             return []
         self.waits.begin_branches(len(branches) - 1)  # the one that gathers does not count meanwhile
-        tasks = [asyncio.create_task(self._branch(*pair)) for pair in zip(branches, children, strict=True)]
+        tasks = [
+            asyncio.create_task(self._branch(branch, child), context=context_in(self, child))
+            for branch, child in zip(branches, children, strict=True)
+        ]
         running = len(tasks)
 
         def ended(_: object) -> None:
@@ -409,7 +394,6 @@ class Execution:
 
     async def _branch(self, branch: Awaitable[T], scope: Scope) -> T:
         scope.owner = asyncio.current_task()
-        _scope.set((self, scope))
         try:
             return await branch
         except SystemExit as error:  # would end the worker

@@ -32,7 +32,7 @@ from longshift.events import Event, Kind
 from longshift.model import Json
 
 _NAME = re.compile(r"[^/#~\x00-\x1f]{1,128}\Z")
-_TASK = re.compile(r"~\d+")
+_STRANGER = re.compile(r"~~\d+")
 _REPLAYED = frozenset(
     {
         Kind.STEP_COMPLETED,
@@ -94,27 +94,39 @@ class Scope:
     counters: Counter[str] = field(default_factory=Counter)
     gathers: int = 0
     tasks: int = 0
-    random: Random = field(init=False)
+    strangers: int = 0
+    is_task: bool = False  # not a branch of ``turn.gather``
+    counted: bool = False  # among the branches that must wait before the turn leaves
+    _random: Random | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self.random = Random(f"{self.seed}/{self.path}")
+    @property
+    def random(self) -> Random:
+        """Made when first asked for: 2.5 KB each, and costly to seed, while few agents and no step asks."""
+        if self._random is None:
+            self._random = Random(f"{self.seed}/{self.path}")
+        return self._random
 
     def fork_branches(self, number: int) -> list[Scope]:
         """The branches of the next ``turn.gather``."""
         self.gathers += 1
         return [self._fork(f"{self.gathers - 1}.{index}") for index in range(number)]
 
-    def fork_task(self, *, owner: object | None) -> Scope:
-        """The branch of a task that the agent started by itself, numbered in the order of their first durable calls."""
+    def fork_task(self) -> Scope:
+        """The branch of a task that the agent starts by itself, numbered in the order of their creation."""
         self.tasks += 1
-        return self._fork(f"~{self.tasks - 1}", owner=owner)
+        return self._fork(f"~{self.tasks - 1}", is_task=True)
+
+    def fork_stranger(self, *, owner: object | None) -> Scope:
+        """The branch of a task or thread whose creation was not seen, numbered in the order of their first calls."""
+        self.strangers += 1
+        return self._fork(f"~~{self.strangers - 1}", owner=owner, is_task=True)
 
     def within(self, key: str) -> Scope:
         """For the inside of the step that is recorded under ``key``: the same on each of its tries."""
         return Scope(path=f"{key}/", now=self.now, seed=self.seed)
 
-    def _fork(self, mark: str, *, owner: object | None = None) -> Scope:
-        return Scope(path=f"{self.path}{mark}/", now=self.now, seed=self.seed, owner=owner)
+    def _fork(self, mark: str, *, owner: object | None = None, is_task: bool = False) -> Scope:
+        return Scope(path=f"{self.path}{mark}/", now=self.now, seed=self.seed, owner=owner, is_task=is_task)
 
 
 class Replay:
@@ -148,7 +160,7 @@ class Replay:
         same = min((n for n, recorded in waiting.items() if recorded.digest == digest), default=None)
         if same is not None:
             return Call(waiting[same].key, waiting.pop(same))
-        if "~" in scope.path and f"{base}#{place}" in self._recorded:
+        if "~~" in scope.path and f"{base}#{place}" in self._recorded:
             swapped = self._of_sibling(base, digest)
             if swapped is not None:
                 return Call(swapped.key, swapped)
@@ -162,14 +174,13 @@ class Replay:
         return Call(key, None)
 
     def _of_sibling(self, base: str, digest: str) -> Recorded | None:
-        """The same call as recorded by another task that the agent started by itself.
+        """The same call as recorded by another stranger, whose numbers may change on a replay.
 
-        The number of such a task is the place of its first durable call among theirs, and code between steps that
-        awaits something else can change that. Only asked where the call would diverge otherwise.
+        Only asked where the call would diverge otherwise.
         """
-        shape = _TASK.sub("~", base)
+        shape = _STRANGER.sub("~~", base)
         for other in sorted(self._waiting):
-            if _TASK.sub("~", other) == shape:
+            if _STRANGER.sub("~~", other) == shape:
                 for number, recorded in sorted(self._waiting[other].items()):
                     if recorded.digest == digest:
                         return self._waiting[other].pop(number)

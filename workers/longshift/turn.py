@@ -12,8 +12,9 @@ from uuid import UUID
 
 from longshift.contract import Artifact, Passage
 from longshift.events import Kind
-from longshift.execution import Execution, current, running_step
+from longshift.execution import Execution
 from longshift.model import Json, Prefix, parse_id, show_id
+from longshift.place import current, running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
 

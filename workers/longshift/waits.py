@@ -21,6 +21,11 @@ class Waits:
         self._waits: dict[object, datetime] = {}
         self._on_idle = on_idle
 
+    def close(self) -> None:
+        """Tell nobody any more. Without the callback this is no cycle: what a turn held goes with it, not with a later
+        run of the garbage collector."""
+        self._on_idle = _nobody
+
     @property
     def until(self) -> datetime | None:
         """When the first of the waits ends; None: nothing waits."""
@@ -52,3 +57,7 @@ class Waits:
     def _look(self) -> None:
         if self.idle:
             self._on_idle()
+
+
+def _nobody() -> None:
+    """Hears that every branch waits when the turn has left."""

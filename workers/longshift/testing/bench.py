@@ -17,8 +17,9 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
 from longshift.events import Context, Event, fold
-from longshift.execution import Execution, running_step
+from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus, new_id
+from longshift.place import running_step
 from longshift.steps import StepDefinition
 from longshift.testing.outside import Crashed, Delta, Outside
 
