@@ -115,12 +115,20 @@ async def ordered(turn: Turn, place: int) -> int:
 
 @agent("loaded")
 async def loaded(turn: Turn, n: int) -> int:
-    """Steps of 50 to 500 ms, two of them side by side."""
+    """Steps of 50 to 500 ms, two of them side by side; before them one that waits at the gate of the turn's metadata."""
+    if "gate" in turn.metadata:
+        await turn.step("start", _start, turn, turn.metadata["gate"])
     value = n
     for i in range(4):
         value = await work(turn, f"step-{i}", value, seconds=0.05 + (n * 7 + i * 13) % 10 * 0.05)
     pair = await turn.gather(*(work(turn, f"pair-{i}", value, seconds=0.05 + (n + i) % 10 * 0.05) for i in range(2)))
     return sum(pair) + await work(turn, "end", value, seconds=0.05)
+
+
+async def _start(turn: Turn, name: str) -> None:
+    note(turn, "begun", "start")
+    await gate(name)
+    note(turn, "done", "start")
 
 
 @agent("sleeper")

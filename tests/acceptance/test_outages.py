@@ -15,7 +15,7 @@ from tests.support.fleet import Effect, Fleet, Json, Process
 from tests.support.waiting import wait_until_sync
 
 TURNS = 300
-IN_FLIGHT = 250
+IN_FLIGHT = 200
 SETTINGS = {"lease_ttl": 5, "lock_grace": 2, "heartbeat": 0.5}
 
 
@@ -36,15 +36,26 @@ def own_redis(tmp_path: Path, guardian: Guardian) -> Iterator[LocalRedis]:
 
 
 def _under_load(fleet: Fleet) -> tuple[list[Process], Json]:
-    """Two workers, and a batch of which most turns are running."""
+    """Two workers, and a batch of which most turns are past their first step."""
     fleet.start_api()
     workers = [fleet.start_worker(name) for name in "ab"]
-    batch = fleet.client.submit_batch([{"agent": "loaded", "input": n} for n in range(TURNS)])
-    wait_until_sync(lambda: _running(fleet.effects()) >= IN_FLIGHT, description=f"{IN_FLIGHT} steps are running")
+    turns = [{"agent": "loaded", "input": n, "metadata": {"gate": "load"}} for n in range(TURNS)]
+    batch = fleet.client.submit_batch(turns)
+    _wait_for_steps(fleet, "begun", "start", TURNS)
+    fleet.open_gate("load")
+    _wait_for_steps(fleet, "begun", "step-0", IN_FLIGHT)
     return workers, batch
 
 
+def _wait_for_steps(fleet: Fleet, what: str, step: str, count: int) -> None:
+    def enough() -> bool:
+        return sum(e.what == what and e.step == step for e in fleet.effects()) >= count
+
+    wait_until_sync(enough, description=f"{count} steps {step!r} have {what}", limit=60)
+
+
 def _running(effects: Sequence[Effect]) -> int:
+    """Steps that have begun and not ended."""
     begun = {(e.turn, e.step) for e in effects if e.what == "begun"}
     return len(begun - {(e.turn, e.step) for e in effects if e.what == "done"})
 
@@ -73,12 +84,14 @@ def test_postgres_restarted_under_load_kills_no_worker_and_repeats_hardly_a_step
     ):
         workers, batch = _under_load(fleet)
         running = _running(fleet.effects())
+        assert running >= IN_FLIGHT
         postgres.restart(immediate=True)
         effects = _assert_finished_cleanly(fleet, batch)
 
         assert all(worker.alive for worker in workers)
         assert all("postgres does not answer" in worker.log() for worker in workers)
         repeated = sum(count - 1 for count in runs_of(effects).values())
+        print(f"{repeated} of {running} running steps ran again")
         assert repeated <= running * 0.05, f"{repeated} of {running} running steps ran again"
 
 
