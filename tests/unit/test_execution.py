@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
 from hypothesis import example, given, settings
 from pydantic import BaseModel, Field
 
-from longshift import Retry, StepFailed, StepTimeout, Turn, UsageError, agent, emit, step
+from longshift import Retry, StepFailed, StepTimeout, Turn, UsageError, agent, attempt, emit, step
+from longshift.clock import SYSTEM
 from longshift.errors import TurnEvicted
-from longshift.events import Event, Kind, fold
+from longshift.events import Context, Event, Kind, fold
 from longshift.testing import Result, crash_points, run
+from longshift.testing.bench import new_record
+from longshift.testing.outside import Outside, Time
 from tests.unit import programs
 from tests.unit.programs import interpreter
 
@@ -219,8 +223,8 @@ def test_a_result_that_cannot_be_recorded_fails_the_step_and_says_why(value: Any
 
 
 def test_a_result_that_could_not_be_read_back_is_not_recorded() -> None:
-    async def give() -> int:
-        return "no number"  # type: ignore[return-value]
+    async def give() -> Annotated[int, Field(gt=0)]:
+        return -1
 
     @agent("giving")
     async def giving(turn: Turn, _: None) -> None:
@@ -230,6 +234,20 @@ def test_a_result_that_could_not_be_read_back_is_not_recorded() -> None:
     assert result.error is not None
     assert "step 'give' failed" in result.error["message"]
     assert kinds(result)[Kind.STEP_COMPLETED] == 0
+
+
+def test_a_result_without_an_annotation_is_plain_json_from_the_first_run_on() -> None:
+    async def give():  # type: ignore[no-untyped-def]
+        return (1, 2)
+
+    @agent("giving")
+    async def giving(turn: Turn, _: None) -> None:
+        seen.append(await turn.step("give", give))
+        await turn.sleep(DAY)
+
+    seen: list[Any] = []
+    assert run(giving, None).status == "succeeded"
+    assert seen == [[1, 2], [1, 2]]
 
 
 # -- failures
@@ -389,6 +407,36 @@ def test_a_step_that_catches_the_crash_records_no_false_result(caught: type[Base
     assert run(framework, None, crash_after=crash_after).output == "true"
 
 
+@pytest.mark.parametrize("caught", [Exception, BaseException], ids=lambda c: c.__name__)
+async def test_a_step_that_catches_its_interruption_records_nothing(caught: type[BaseException]) -> None:
+    @step(retry=Retry(attempts=3))
+    async def call_model() -> str:
+        running.set()
+        try:
+            await asyncio.sleep(60)
+        except caught:
+            return "false"
+        except BaseException:
+            raise ValueError("the tool was cancelled") from None
+        return "true"
+
+    @agent("framework")
+    async def framework(turn: Turn, _: None) -> str:
+        return await call_model()
+
+    running = asyncio.Event()
+    now = datetime.now(UTC)
+    record = new_record(framework, None, session_id=UUID(int=1), metadata={}, now=now, until=now + DAY)
+    with ThreadPoolExecutor(1) as threads:
+        outside = Outside(record, [], {}, Time(SYSTEM), threads, None)
+        execution = attempt.resumed(record, [], before=Context(), port=outside, now=now)
+        task = asyncio.create_task(attempt.call(framework, execution, threads=threads))
+        await running.wait()
+        await attempt.unwind(task, execution)
+    assert task.done()
+    assert outside.events == []
+
+
 def test_a_turn_stays_for_short_waits_and_leaves_for_long_ones() -> None:
     @agent("sleeping")
     async def sleeping(turn: Turn, seconds: float) -> None:
@@ -402,10 +450,10 @@ def test_a_turn_does_not_leave_while_one_branch_works() -> None:
     @step
     async def work() -> int:
         await asyncio.sleep(0.02)
-        return attempt[-1]
+        return attempts[-1]
 
     async def note(turn: Turn) -> int:
-        attempt.append(turn.attempt)
+        attempts.append(turn.attempt)
         return await work()
 
     @agent("mixed")
@@ -413,7 +461,7 @@ def test_a_turn_does_not_leave_while_one_branch_works() -> None:
         _none, first = await turn.gather(turn.sleep(DAY), note(turn))
         return int(first or 0)
 
-    attempt: list[int] = []
+    attempts: list[int] = []
     assert run(mixed, None).output == 1
 
 
