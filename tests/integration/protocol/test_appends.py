@@ -192,11 +192,10 @@ async def test_two_leases_of_one_session_in_a_batch_are_told_apart(stage: Stage,
     assert answers.keys() == {(claim.session_id, claim.epoch)}
     assert await stage.log(claim.session_id) == [(1, "turn.started"), (2, "turn.started")]
     naive = text(log.APPEND.text.replace(" AND o.epoch = r.epoch", ""))
-    async with stage.db.engine.connect() as trial:  # matched by session alone, the lost lease would ride along
-        rides = await trial.execute(
-            naive, log._run([append(claim, turn, "new", seq=3), append(stale, turn, "x", seq=4)])
-        )
-        assert len(rides.all()) == 2
+    async with stage.db.transaction() as trial:  # matched by session alone, the lost lease would ride along
+        rows = log._run([append(claim, turn, "new", seq=3), append(stale, turn, "x", seq=4)])
+        assert len((await trial.execute(naive, rows)).all()) == 2
+        await trial.rollback()
     both = [append(claim, turn, "new", seq=3), append(stale, turn, "old", seq=3)]
     assert (await log.append(stage.db, both)).keys() == {(claim.session_id, claim.epoch)}
     ends = [finish(stale, turn, seq=5), finish(claim, turn, seq=4)]

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -111,22 +111,15 @@ class FaultyDatabase(Database):
         if fate is Fate.REQUEST_LOST:
             raise Unavailable("no answer")
         with Translated():
-            connection = await self.engine.connect()
-            try:
+            async with AsyncExitStack() as stack:
+                connection = await stack.enter_async_context(super().transaction())
                 yield connection
                 await self.gate.wait()
-            except BaseException:
-                await connection.rollback()
-                await connection.close()
-                raise
-            if fate is Fate.LATE:
-                self.chaos.later(self._commit(connection, delay=0.6))
-            else:
-                await self._commit(connection, delay=0)
+                if fate is Fate.LATE:
+                    self.chaos.later(self._commit(stack.pop_all()))
         if fate is not Fate.ANSWERED:
             raise Unavailable("no answer")
 
-    async def _commit(self, connection: AsyncConnection, *, delay: float) -> None:
-        await self.chaos.nap(delay)
-        await connection.commit()
-        await connection.close()
+    async def _commit(self, transaction: AsyncExitStack) -> None:
+        async with transaction:
+            await self.chaos.nap(0.6)
