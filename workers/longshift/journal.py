@@ -296,7 +296,8 @@ class Journal:
                 entry.future.set_exception(LeaseLost(f"the lease on session {lease.session_id.hex} is gone"))
         if not lease.ended:
             logger.warning("lease lost", extra={"session_id": lease.session_id.hex, "epoch": lease.claim.epoch})
-            lease.on_lost()
+            if lease.on_lost is not None:
+                lease.on_lost()
 
     # -- outages
 

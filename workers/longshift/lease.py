@@ -34,7 +34,7 @@ class Lease:
     """The right to run one session, and the place where its log ends."""
 
     claim: Claim
-    on_lost: Callable[[], None] = lambda: None
+    on_lost: Callable[[], None] | None = None
     seq: int = field(init=False)
     event_id: UUID | None = field(init=False)
     lost: bool = field(default=False, init=False)
