@@ -123,6 +123,7 @@ class Runner:
             logger.warning("turn dropped, postgres is away", extra={"reason": str(error)})
         finally:
             self._outside.journal.drop(lease)
+            lease.on_lost = None  # it points to the run, which points to the lease
 
     async def _run_turn(self, run: Run, record: TurnRecord) -> TurnRecord | None:
         """Run one turn; the next one of the session, if the lease was kept for it."""
