@@ -12,7 +12,8 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-from sqlalchemy import Row, TextClause
+from psycopg.types.array import ListBinaryDumper
+from sqlalchemy import Row, TextClause, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
@@ -76,6 +77,8 @@ class Database:
             max_overflow=0,
             pool_timeout=30,
             pool_use_lifo=True,
+            # for the life of a connection: switching it at each checkout is a place where a cancelled task loses one
+            isolation_level="AUTOCOMMIT",
             connect_args={
                 "connect_timeout": max(2, round(connect_timeout.total_seconds())),
                 "application_name": name,
@@ -86,7 +89,8 @@ class Database:
                 "options": "-c idle_in_transaction_session_timeout=5s -c lock_timeout=2s -c timezone=UTC",
             },
         )
-        self._auto = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        event.listen(self.engine.sync_engine, "connect", _send_lists_in_binary)
+        self._transactions = self.engine.execution_options(isolation_level="READ COMMITTED")
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -95,13 +99,13 @@ class Database:
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which each statement commits by itself."""
         with Translated():
-            async with self._auto.connect() as connection:
+            async with self.engine.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         with Translated():
-            async with self.engine.begin() as connection:
+            async with self._transactions.begin() as connection:
                 yield connection
 
     async def fetch(self, statement: TextClause, params: Params | None = None) -> Sequence[Row[Any]]:
@@ -113,6 +117,12 @@ class Database:
         """The number of rows that one autocommit statement wrote."""
         async with self.connect() as connection:
             return (await connection.execute(statement, params)).rowcount
+
+
+def _send_lists_in_binary(connection: Any, _record: object) -> None:
+    """Group commits send columns as arrays. As text, psycopg escapes each element by a regular expression: 8 ms for 500
+    events of 400 bytes, against 0.6 ms in binary."""
+    connection.driver_connection.adapters.register_dumper(list, ListBinaryDumper)
 
 
 class Translated:
