@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,9 @@ from longshift.errors import ConfigError, Unavailable
 
 logger = logging.getLogger(__name__)
 Rung = Iterable[tuple[UUID, str]]
+
+PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
+ANNOUNCED_AT_ONCE = 500
 
 
 def turn_channel(turn_id: UUID) -> str:
@@ -96,11 +100,13 @@ class Hot:
             return None
 
     async def announce(self, messages: Iterable[tuple[str, str]]) -> bool:
-        """Publish (channel, text) pairs in one round trip."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for channel, text in messages:
-            pipeline.publish(channel, text)
-        return await self._send(pipeline.execute()) if len(pipeline) else True
+        """Publish (channel, text) pairs: one command and one reply for many, since most have no listener."""
+        pairs = list(messages)
+        for start in range(0, len(pairs), ANNOUNCED_AT_ONCE):
+            arguments = chain.from_iterable(pairs[start : start + ANNOUNCED_AT_ONCE])
+            if not await self._send(self._redis.eval(PUBLISH, 0, *arguments)):
+                return False
+        return True
 
     @asynccontextmanager
     async def listen(self, *channels: str) -> AsyncIterator[asyncio.Queue[str]]:
