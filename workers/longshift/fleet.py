@@ -16,6 +16,7 @@ Signals: SIGTERM or SIGINT drains. The same one again, or SIGQUIT, ends at once 
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ __all__ = ["FleetApp", "Runtime", "create_app", "run"]
 
 logger = getLogger(__name__)
 
+_GC_ALLOCATIONS = 20_000  # net, between two collections of the youngest objects; Python's default is 700 to 2,000
 _RETRY_PAUSE = 2.0  # seconds, at most, between two attempts to reach Redis
 _TCP_ONLY = ("host", "port", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options")
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
@@ -119,10 +121,19 @@ def run(app: FleetApp) -> int:
     state.should_stop = state.should_terminate = None
     for name in _QUIET:
         getLogger(name).setLevel(WARNING)
+    _collect_rarely()
     with _signals(app):
         worker = WorkController(app=app, without_gossip=True, without_mingle=True, without_heartbeat=True)
         worker.start()
     return app.exit_code or worker.exitcode or 0
+
+
+def _collect_rarely() -> None:
+    """Turns leave no cycles behind, so that a search for some, over thousands of living turns, rarely finds any: with
+    Python's own thresholds it took a quarter of the CPU time of a busy worker."""
+    gc.collect()
+    gc.freeze()  # modules and the like are not looked at again
+    gc.set_threshold(_GC_ALLOCATIONS, 20, 50)
 
 
 def _settings(keys: Sequence[str]) -> dict[str, Any]:
