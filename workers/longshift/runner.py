@@ -65,18 +65,23 @@ class Run:
         self.deferred = False  # nobody knows who has its agent; this worker has not
         self.until: datetime | None = None  # when the waits of a turn that left end
         self._nudge: asyncio.Future[Stop] | None = None
+        self._after_idle: Stop | None = None
         self.reason = ""  # of a cancel
         lease.on_lost = lambda: self.stop(Stop.LOST)
 
     def begin(self, record: TurnRecord) -> None:
         self.record, self.execution, self.reason = record, None, ""
-        self._nudge = asyncio.get_running_loop().create_future()
+        self._nudge, self._after_idle = asyncio.get_running_loop().create_future(), None
 
     def stop(self, why: Stop, *, reason: str = "") -> None:
-        """Make the runner look up; the first reason counts, but for a lost lease."""
+        """Make the runner look up; the first reason counts, but ``IDLE`` may turn out to be over already."""
         self.reason = self.reason or reason
-        if self._nudge is not None and not self._nudge.done():
+        if self._nudge is None:
+            return
+        if not self._nudge.done():
             self._nudge.set_result(why)
+        elif self._after_idle is None and why is not Stop.IDLE:
+            self._after_idle = why
 
     def deliver(self, mail: MailRecord) -> None:
         """A cancel or an expiry for the turn that is running."""
@@ -97,8 +102,10 @@ class Run:
         return await asyncio.shield(self._nudge)
 
     def again(self) -> None:
-        """Wait for the next reason."""
+        """It was not idle after all: wait for the next reason, which may have come meanwhile."""
         self._nudge = asyncio.get_running_loop().create_future()
+        if self._after_idle is not None:
+            self._nudge.set_result(self._after_idle)
 
 
 class Runner:
@@ -217,8 +224,6 @@ class Runner:
         try:
             while (stop := await run.looked_up()) is Stop.IDLE and not execution.waits.idle:
                 run.again()
-                if task.done():
-                    run.stop(Stop.DONE)
             run.until = execution.waits.until if stop is Stop.IDLE else None
         finally:
             timer.cancel()
