@@ -34,6 +34,7 @@ from longshift.model import Json, new_id
 
 FORMAT_CHANGES = ("1: the first format.",)
 SCHEMA_VERSION = len(FORMAT_CHANGES)
+DEEPEST = 250  # Python reads JSON by recursion: what a shallow stack could write, a deep one could not read
 
 
 class Kind(StrEnum):
@@ -88,16 +89,34 @@ def encode(payload: Mapping[str, Json], *, limit: int | None = None) -> str:
     as U+2400 (its picture), a lone surrogate as U+FFFD.
 
     Raises:
-        InvalidInput: not JSON (NaN, an unknown type), or more than ``limit`` bytes.
+        InvalidInput: not JSON (NaN, an unknown type), nested too deep, or more than ``limit`` bytes.
     """
     try:
         text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"this value cannot be written as JSON: {error}") from None
+    if text.count("[") + text.count("{") > DEEPEST and _depth(payload) > DEEPEST:
+        raise InvalidInput(
+            f"this value is nested more than {DEEPEST} deep: it could be written, but not always read back"
+        )
     text = storable(text)
     if limit is not None and (size := len(text.encode())) > limit:
         raise InvalidInput(f"a value of {size:,} bytes is larger than one event may be ({limit:,}): use turn.artifact")
     return text
+
+
+def _depth(value: Json) -> int:
+    """How deep lists and objects stand in each other, counted without recursion."""
+    deepest, todo = 0, [(value, 1)]
+    while todo:
+        inner, depth = todo.pop()
+        if isinstance(inner, Mapping):
+            inner = inner.values()
+        elif not isinstance(inner, list | tuple):
+            continue
+        deepest = max(deepest, depth)
+        todo.extend((item, depth + 1) for item in inner)
+    return deepest
 
 
 def storable(text: str) -> str:
@@ -133,8 +152,10 @@ class Context:
 
 
 def fold(events: Iterable[Event], *, start: Context | None = None) -> Context:
-    """Apply ``events`` in order; pure, so that fold(a + b) == fold(b, start=fold(a))."""
-    context = start or Context()
+    """Apply ``events`` in order; pure, so that fold(a + b) == fold(b, start=fold(a)). ``start`` is left as it is."""
+    context = Context()
+    if start is not None:
+        context = Context(start.seq, start.event_id, [*start.history], {**start.state})
     for event in events:
         apply(context, event)
     return context
