@@ -1,0 +1,142 @@
+"""The journal against a server that answers late, not at all, or with a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import pytest
+
+from longshift.db import log
+from longshift.errors import InvalidInput, LeaseLost, Unavailable
+from longshift.journal import Journal
+from longshift.lease import Lease
+from tests.integration.protocol.stage import Stage, event, finish, start
+
+
+@pytest.fixture
+async def journal(stage: Stage) -> AsyncIterator[Journal]:
+    journal = Journal(stage.db)
+    journal.start_lanes()
+    yield journal
+    await journal.close()
+
+
+async def held(stage: Stage, journal: Journal) -> tuple[Lease, UUID]:
+    """A session with a started turn, whose lease the journal holds."""
+    session, turn = await stage.submit()
+    lease = Lease((await stage.claim(session)).claim)
+    journal.hold(lease)
+    begun = start(lease.claim, turn)
+    await journal.write(lease, lambda seq: log.Start(lease.claim, seq, begun.events, turn, "1"))
+    return lease, turn
+
+
+async def no_answer() -> None:
+    raise Unavailable("no answer")
+
+
+async def test_a_bad_value_fails_alone_in_a_batch_of_many(stage: Stage, journal: Journal) -> None:
+    leases = [await held(stage, journal) for _ in range(3)]
+    payloads = ["{}", "{}", "not json", "{}"]
+
+    results = await asyncio.gather(
+        *(
+            journal.append(lease, [event(turn, key=f"{n}", payload=payload)])
+            for lease, turn in leases
+            for n, payload in enumerate(payloads)
+        ),
+        return_exceptions=True,
+    )
+
+    assert [type(result) for result in results] == [type(None), type(None), InvalidInput, type(None)] * 3
+    for lease, _ in leases:
+        assert [key for _, key in await stage.log(lease.session_id)] == ["turn.started", "0", "1", "3"]
+
+
+async def test_an_unanswered_write_is_sent_again_and_recorded_once(stage: Stage, journal: Journal) -> None:
+    lease, turn = await held(stage, journal)
+    stage.db.before[log.APPEND] = no_answer
+
+    await journal.append(lease, [event(turn, key="a")])
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_a_write_that_happened_without_an_answer_is_recognised(stage: Stage, journal: Journal) -> None:
+    lease, turn = await held(stage, journal)
+    done = finish(lease.claim, turn, seq=2)
+
+    async def it_happens_but_the_answer_is_lost() -> None:
+        await log.finish(stage.db, [done])
+        raise Unavailable("no answer")
+
+    stage.db.before[log.FINISH] = it_happens_but_the_answer_is_lost
+    answer = await journal.write(lease, lambda seq: done)
+
+    assert (answer.flag, lease.ended) == (False, True)
+    assert (await stage.row(lease.session_id))["open_turns"] == 0
+
+
+async def test_a_lost_tail_costs_the_lease_and_forks_nothing(stage: Stage, journal: Journal) -> None:
+    """A failover to a lagging replica while nothing was under way."""
+    lease, turn = await held(stage, journal)
+    await journal.append(lease, [event(turn, key="a"), event(turn, key="b")])
+    await stage.hand.execute("DELETE FROM events WHERE session_id = %s AND seq > 1", (lease.session_id,))
+    journal.suspect("the connection was lost")
+
+    with pytest.raises(LeaseLost):
+        await journal.append(lease, [event(turn, key="c")])
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started")]
+
+
+async def test_a_lease_given_up_while_its_write_is_under_way_does_not_end_the_lane(
+    stage: Stage, journal: Journal
+) -> None:
+    (lost, turn), (kept, other) = await held(stage, journal), await held(stage, journal)
+
+    async def declared_dead() -> None:
+        journal.lose(lost)
+
+    stage.db.before[log.APPEND] = declared_dead
+    with pytest.raises(LeaseLost):
+        await journal.append(lost, [event(turn, key="a")])
+
+    await journal.append(kept, [event(other, key="a")])
+    assert len(await stage.log(kept.session_id)) == 2
+
+
+async def test_an_unexpected_error_fails_one_write_and_does_not_end_the_lane(stage: Stage, journal: Journal) -> None:
+    lease, turn = await held(stage, journal)
+
+    async def a_bug() -> None:
+        raise KeyError("a bug")
+
+    stage.db.before[log.APPEND] = a_bug
+    with pytest.raises(KeyError):
+        await journal.append(lease, [event(turn, key="a")])
+
+    await journal.append(lease, [event(turn, key="b")])
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "b")]
+
+
+async def test_two_leases_of_one_session_in_one_journal_do_not_answer_for_each_other(
+    stage: Stage, journal: Journal
+) -> None:
+    stale, turn = await held(stage, journal)
+    await stage.hand.execute(
+        "UPDATE sessions SET lease_worker = NULL, ready_at = now() WHERE id = %s", (stale.session_id,)
+    )
+    lease = Lease((await stage.claim(stale.session_id)).claim)
+    journal.hold(lease)
+
+    results = await asyncio.gather(
+        journal.append(stale, [event(turn, key="old"), event(turn, key="old too")]),
+        journal.append(lease, [event(turn, key="new")]),
+        return_exceptions=True,
+    )
+
+    assert [type(result) for result in results] == [LeaseLost, type(None)]
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "new")]
