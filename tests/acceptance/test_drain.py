@@ -21,6 +21,7 @@ def test_a_drained_worker_ends_with_code_0_and_its_turns_go_on_elsewhere(fleet: 
     drained.drain()
 
     assert drained.exit_code() == 0
+    assert "did not stop in time" not in drained.log()
     turns = fleet.client.wait_batch(batch)
     assert {turn["status"] for turn in turns} == {"succeeded"}
     assert other.alive
@@ -52,6 +53,7 @@ def test_a_step_longer_than_the_grace_is_cut_short_and_runs_again_elsewhere(flee
     drained.drain()
 
     assert drained.exit_code() == 0
+    assert "did not stop in time" not in drained.log()
     fleet.open_gate("grace")
     ended = fleet.client.wait(turn)
     assert ended["status"] == "succeeded"
