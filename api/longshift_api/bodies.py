@@ -13,7 +13,7 @@ from fastapi import Request
 
 from longshift.db.intake import Idempotency
 from longshift.errors import InvalidInput
-from longshift.events import storable
+from longshift.events import storable_json
 from longshift.model import Json
 from longshift_api.problems import Refusal, too_large
 
@@ -46,7 +46,7 @@ def parse_json(data: bytes) -> Json:
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         _check_depth(value)
     if _UNSTORABLE.search(data):
-        value = json.loads(storable(json.dumps(value, ensure_ascii=False)))
+        value = json.loads(storable_json(json.dumps(value, ensure_ascii=False)))
     return value
 
 

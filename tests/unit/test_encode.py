@@ -75,6 +75,12 @@ def test_what_was_clean_is_not_changed(payload: dict[str, Json]) -> None:
     assert storable(json.dumps(payload)) == json.dumps(payload)
 
 
+@given(clean)
+@example("a literal \\u0000, six characters")
+def test_plain_text_that_only_looks_like_an_escape_is_kept(string: str) -> None:
+    assert storable(string) == string
+
+
 @given(texts)
 def test_only_what_cannot_be_stored_is_replaced(string: str) -> None:
     written = json.loads(encode({"value": string}))["value"]

@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError
 from longshift.agent import Agent
 from longshift.contract import Port
 from longshift.errors import ControlFlow, InvalidInput, LongshiftError, StepFailed, UsageError
-from longshift.events import Context, Event, Kind, NewEvent, encode, storable
+from longshift.events import Context, Event, Kind, NewEvent, encode, storable_json
 from longshift.execution import ERROR_TEXT, Execution
 from longshift.model import Json, TurnRecord, TurnStatus
 from longshift.replay import Replay
@@ -133,7 +133,7 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
 
 def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:
     try:
-        output = storable(agent.output.dump_json(result, warnings="error", by_alias=True).decode())
+        output = storable_json(agent.output.dump_json(result, warnings="error", by_alias=True).decode())
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise UsageError(
             f"agent {agent.name!r} returned a {type(result).__name__} that does not fit its return annotation: "

@@ -99,7 +99,7 @@ def encode(payload: Mapping[str, Json], *, limit: int | None = None) -> str:
         raise InvalidInput(
             f"this value is nested more than {DEEPEST} deep: it could be written, but not always read back"
         )
-    text = storable(text)
+    text = storable_json(text)
     if limit is not None and (size := len(text.encode())) > limit:
         raise InvalidInput(f"a value of {size:,} bytes is larger than one event may be ({limit:,}): use turn.artifact")
     return text
@@ -119,10 +119,13 @@ def _depth(value: Json) -> int:
     return deepest
 
 
+def storable_json(text: str) -> str:
+    """JSON text without what Postgres refuses in jsonb."""
+    return storable(_unescape_nul(text) if "\\u0000" in text else text)
+
+
 def storable(text: str) -> str:
-    """``text`` (JSON or plain) without what Postgres refuses in text and jsonb."""
-    if "\\u0000" in text:
-        text = _unescape_nul(text)
+    """Plain text without what Postgres refuses; what only looks like an escape stays as it is."""
     if "\0" in text:
         text = text.replace("\0", "\u2400")
     try:

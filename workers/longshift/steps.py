@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from longshift.errors import UsageError
-from longshift.events import storable
+from longshift.events import storable_json
 from longshift.replay import check_name, digest_of
 
 
@@ -91,7 +91,7 @@ class StepDefinition:
                 f"step {self.name!r} returned a {type(value).__name__} that cannot be recorded as JSON: annotate the "
                 f"return type with what it returns, or return plain data ({str(error).splitlines()[0]})"
             ) from None
-        return storable(text)
+        return storable_json(text)
 
     def decode(self, text: str) -> Any:
         """The result as the agent sees it; always read back from its JSON, so that run and replay agree."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from longshift.db.database import Database
-from longshift.events import Context, storable
+from longshift.events import Context, storable_json
 from longshift.model import Claim
 
 KEEP = 2
@@ -48,7 +48,7 @@ async def save(db: Database, claim: Claim, context: Context) -> None:
             "worker": claim.worker_id,
             "seq": context.seq,
             "event": context.event_id,
-            "context": storable(
+            "context": storable_json(
                 json.dumps({"history": folded["history"], "state": folded["state"]}, ensure_ascii=False)
             ),
         },

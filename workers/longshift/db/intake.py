@@ -19,8 +19,8 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from longshift.db.database import Database
-from longshift.errors import IdempotencyMismatch, NotFound, SessionBusy
-from longshift.events import storable
+from longshift.errors import IdempotencyMismatch, NotFound, SessionBusy, Unavailable
+from longshift.events import storable_json
 from longshift.model import Json, MailKind, NewTurn, Prefix, TurnStatus, new_id, show_id
 
 CHUNK = 1000
@@ -216,7 +216,10 @@ async def remember(tx: AsyncConnection, promise: Idempotency, *, tenant_id: UUID
         new = (await tx.execute(REMEMBER_UNKEYED, row | {"repeat": promise.repeat})).first()
     if new is not None:
         return None
-    return _same((await tx.execute(REMEMBERED, _where(promise, tenant_id))).one(), promise)
+    found = (await tx.execute(REMEMBERED, _where(promise, tenant_id))).first()
+    if found is None:
+        raise Unavailable("the idempotency key was just forgotten: send the request again")
+    return _same(found, promise)
 
 
 async def recall(db: Database, promise: Idempotency, *, tenant_id: UUID) -> UUID | None:
@@ -416,7 +419,7 @@ async def signal(
 
 
 def _json(value: Json) -> str:
-    return storable(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    return storable_json(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def _chunks(items: Iterable[T], *, size: int = CHUNK) -> Iterator[list[T]]:
