@@ -91,6 +91,11 @@ class Process:
     def pid(self) -> int:
         return self.process.pid
 
+    def cpu(self) -> float:
+        """Seconds of processor time so far, all threads: unlike a clock it counts little of what else the machine does."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> int:
         """Resident bytes of the process, of /proc."""
         pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import psycopg
+from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import text
 
 from longshift.clock import SYSTEM
@@ -60,42 +61,49 @@ async def run(stack: Stack, *, short: bool) -> Report:
         below = Below(quiet)
         await below.start()
         contestants: dict[str, Callable[[], Awaitable[float]]] = {
-            "worker, one process": lambda: worker(site, each),
+            "worker, one process": lambda: worker(site, each, cpu),
             "journal alone": lambda: below.journal(seconds),
             "statement (log.append)": lambda: below.statement(seconds),
             "statement by psycopg": lambda: asyncio.to_thread(below.by_psycopg, log.APPEND.text, seconds),
             "plain multi-row insert": lambda: below.insert(seconds),
         }
+        cpu: list[float] = []
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(repetitions):
             for name, contestant in contestants.items():
                 rates[name].append(await contestant())
-        await below.stop()
         figures = [report.add(name, "rows/s" if "worker" not in name else "steps/s", rates[name]) for name in rates]
         for figure in figures[1:]:
             report.ratio(f"worker / {figure.name}", figures[0], figure)
         report.ratio("journal / statement (log.append)", figures[1], figures[2])
-        await latency(site, report, repetitions=repetitions, count=100 if short else 1000)
+        report.add("worker: processor time of a step", "us", cpu)
+        await latency(site, below, report, repetitions=repetitions, count=100 if short else 1000)
+        await below.stop()
     report.notes.append("worker: the middle 80 % of the steps, by the database's clock")
     return report
 
 
-async def worker(site: Site, each: int) -> float:
+async def worker(site: Site, each: int, cpu: list[float]) -> float:
+    before = site.workers[0].cpu()
     batch = await site.submit("steps", [each] * IN_FLIGHT)
     await site.results(batch)
+    cpu.append((site.workers[0].cpu() - before) * 1e6 / (each * IN_FLIGHT))
     row = (await site.query(MIDDLE, batch))[0]
     return float(row.steps) / float(row.seconds)
 
 
-async def latency(site: Site, report: Report, *, repetitions: int, count: int) -> None:
-    """Steps of one turn, one after another, on a worker that does nothing else."""
-    p50, p99 = [], []
+async def latency(site: Site, below: Below, report: Report, *, repetitions: int, count: int) -> None:
+    """Steps of one turn, one after another, on a worker that does nothing else; and single rows by ``log.append``."""
+    p50, p99, bare = [], [], []
     for _ in range(repetitions):
+        bare.append(quantile(await below.single(count), 0.5))
         took = (await site.run("latency", [count]))[0].output
         p50.append(quantile(took, 0.5))
         p99.append(quantile(took, 0.99))
-    report.add("one turn: p50 of a step", "ms", p50)
+    step = report.add("one turn: p50 of a step", "ms", p50)
     report.add("one turn: p99 of a step", "ms", p99)
+    statement = report.add("log.append of one row: p50", "ms", bare)
+    report.ratio("one turn: p50 of a step / of the statement", step, statement)
 
 
 class Below:
@@ -155,6 +163,16 @@ class Below:
 
         return await self._repeat(write, seconds)
 
+    async def single(self, count: int) -> list[float]:
+        """Milliseconds of statements with one row."""
+        took = []
+        for _ in range(count):
+            writes = self._writes(1)
+            begun = time.perf_counter()
+            await log.append(self._one, writes)
+            took.append((time.perf_counter() - begun) * 1000)
+        return took
+
     async def insert(self, seconds: float) -> float:
         plain = text(INSERT)
 
@@ -169,6 +187,7 @@ class Below:
         statement = re.sub(r"(?<!:):(\w+)", r"%(\1)s", sql).encode()
         done, begun = 0, time.perf_counter()
         with psycopg.connect(self._site.database_url, autocommit=True, prepare_threshold=1) as connection:
+            connection.adapters.register_dumper(list, ListBinaryDumper)  # as longshift.db does
             while time.perf_counter() - begun < seconds:
                 done += len(connection.execute(statement, log._run(self._writes())).fetchall())
         return done / (time.perf_counter() - begun)
@@ -179,10 +198,10 @@ class Below:
             done += await write()
         return done / (time.perf_counter() - begun)
 
-    def _writes(self) -> list[Append]:
+    def _writes(self, leases: int = IN_FLIGHT) -> list[Append]:
         """A row for each session. The log's end moves with it, so that the journal can go on where this stops."""
         writes = []
-        for lease in self._leases:
+        for lease in self._leases[:leases]:
             event = self._event(lease)
             writes.append(Append(lease.claim, lease.seq + 1, (event,)))
             lease.seq, lease.event_id = lease.seq + 1, event.id

@@ -20,13 +20,14 @@ async def run(stack: Stack, *, short: bool) -> Report:
     report = Report("turns", f"{total:,} no-op turns in one batch, from submit to all results")
     rates: dict[str, list[float]] = {}
     accepting: list[float] = []
+    cpu: list[float] = []
     async with stack.site() as one, stack.site() as two:
         await asyncio.gather(one.start(1), two.start(2))
         await asyncio.gather(one.warm_up(), two.warm_up())
         with Peer(stack) as peer:
             contestants: dict[str, Callable[[], Awaitable[float]]] = {
-                "1 worker process": lambda: ours(one, total, accepting),
-                "2 worker processes": lambda: ours(two, total),
+                "1 worker process": lambda: ours(one, total, accepting, cpu),
+                "2 worker processes": lambda: ours(two, total, [], []),
                 "Celery, 1 process, no results": lambda: asyncio.to_thread(peer.run, "solo", total, results=False),
                 "Celery, 2 processes, no results": lambda: asyncio.to_thread(peer.run, "prefork", total, results=False),
                 "Celery, 1 process, results in Redis": lambda: asyncio.to_thread(peer.run, "solo", total, results=True),
@@ -35,6 +36,7 @@ async def run(stack: Stack, *, short: bool) -> Report:
                 for name, contestant in contestants.items():
                     rates.setdefault(name, []).append(await contestant())
     figures = [report.add(name, "1/s", samples) for name, samples in rates.items()]
+    report.add("1 worker process: its processor time of a turn", "us", cpu)
     report.add(f"a batch of {total:,} accepted", "s", accepting)
     if not short:
         async with stack.site() as site:
@@ -46,13 +48,15 @@ async def run(stack: Stack, *, short: bool) -> Report:
     return report
 
 
-async def ours(site: Site, total: int, accepting: list[float] | None = None) -> float:
+async def ours(site: Site, total: int, accepting: list[float], cpu: list[float]) -> float:
+    before = sum(worker.cpu() for worker in site.workers)
     begun = time.perf_counter()
     batch = await site.submit("noop", list(range(total)))
-    if accepting is not None:
-        accepting.append(time.perf_counter() - begun)
+    accepting.append(time.perf_counter() - begun)
     await site.results(batch)
-    return total / (time.perf_counter() - begun)
+    took = time.perf_counter() - begun
+    cpu.append((sum(worker.cpu() for worker in site.workers) - before) * 1e6 / total)
+    return total / took
 
 
 async def ten_thousand(site: Site, report: Report, *, repetitions: int) -> None:
