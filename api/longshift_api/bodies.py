@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from fastapi import Request
 
-from longshift.db.intake import Idempotency
+from longshift.db.idempotency import Idempotency
 from longshift.errors import InvalidInput
 from longshift.events import storable_json
 from longshift.model import Json

@@ -15,7 +15,7 @@ from longshift.artifacts import ArtifactStore
 from longshift.clock import Clock
 from longshift.config import Config
 from longshift.db.database import Database
-from longshift.db.intake import Idempotency
+from longshift.db.idempotency import Idempotency
 from longshift.db.keys import Scope
 from longshift.errors import InvalidInput, NotFound
 from longshift.hot import Hot

@@ -82,7 +82,7 @@ class Event:
     schema_version: int = SCHEMA_VERSION
 
 
-def encode(payload: Mapping[str, Json], *, limit: int | None = None) -> str:
+def encode(payload: Json, *, limit: int | None = None) -> str:
     """JSON text that Postgres will accept.
 
     ``\\u0000`` and lone surrogates are not storable as jsonb, and one of them would abort a whole batch: NUL is written

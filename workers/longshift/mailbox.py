@@ -16,9 +16,11 @@ from uuid import UUID
 from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
-from longshift.db import intake, views
+from longshift.db import idempotency as idempotency_keys
+from longshift.db import intake, mail, views
 from longshift.db.database import Database
-from longshift.db.intake import Accepted, Entry, Idempotency, NewBatch
+from longshift.db.idempotency import Idempotency
+from longshift.db.intake import Accepted, Entry, NewBatch
 from longshift.errors import InvalidInput, NotFound, UnknownAgent
 from longshift.hot import Hot, turn_channel
 from longshift.model import BatchRecord, Json, MailKind, OnBusy, Prefix, TurnRecord, new_id, show_id
@@ -122,7 +124,7 @@ class Mailbox:
             )
             self._bell.ring(accepted.ring)
         if on_busy is OnBusy.REPLACE:  # also for a repeat: the first request may have died before it came to this
-            before = await intake.open_before(self._db, accepted.resource_id)
+            before = await mail.open_before(self._db, accepted.resource_id)
             await self._end(before, tenant_id=tenant_id, reason="replaced by a newer turn")
         return accepted
 
@@ -210,7 +212,7 @@ class Mailbox:
             NotFound: no such batch.
         """
         await self._end(
-            await intake.open_of_batch(self._db, batch_id, tenant_id=tenant_id), tenant_id=tenant_id, reason=reason
+            await mail.open_of_batch(self._db, batch_id, tenant_id=tenant_id), tenant_id=tenant_id, reason=reason
         )
         batch = await views.batch(self._db, batch_id, tenant_id=tenant_id)
         if batch is None:
@@ -226,7 +228,7 @@ class Mailbox:
             NotFound: no such session.
             IdempotencyMismatch: the key was used with another body.
         """
-        accepted = await intake.signal(
+        accepted = await mail.signal(
             self._db, session_id, tenant_id=tenant_id, name=name, payload=payload, idempotency=idempotency
         )
         self._bell.ring(accepted.ring)
@@ -234,12 +236,12 @@ class Mailbox:
 
     async def _end(self, turns: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
         if turns:
-            ring = await intake.end_turns(self._db, turns, tenant_id=tenant_id, kind=MailKind.CANCEL, reason=reason)
+            ring = await mail.end_turns(self._db, turns, tenant_id=tenant_id, kind=MailKind.CANCEL, reason=reason)
             self._bell.ring(ring, changed=turns)
 
     async def _repeated(self, idempotency: Idempotency | None, *, tenant_id: UUID) -> Accepted | None:
         """The answer to an equal request before, without validating it again: its deadline may have passed by now."""
         if idempotency is None:
             return None
-        known = await intake.recall(self._db, idempotency, tenant_id=tenant_id)
+        known = await idempotency_keys.recall(self._db, idempotency, tenant_id=tenant_id)
         return Accepted(known, replayed=True) if known is not None else None

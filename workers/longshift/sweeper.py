@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from longshift.clock import Clock
 from longshift.config import Config
-from longshift.db import intake, upkeep
+from longshift.db import mail, upkeep
 from longshift.db.database import Database
 from longshift.db.upkeep import Verdict
 from longshift.errors import Unavailable
@@ -88,7 +88,7 @@ class Sweeper:
         overdue = await upkeep.overdue(self._db)
         if overdue:
             reason = "the turn's deadline has passed"
-            rung = await intake.end_turns(self._db, overdue, tenant_id=None, kind=MailKind.EXPIRE, reason=reason)
+            rung = await mail.end_turns(self._db, overdue, tenant_id=None, kind=MailKind.EXPIRE, reason=reason)
             await self._hot.ring(rung)
 
     async def ring(self) -> None:

@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import DictRow, dict_row
 from sqlalchemy import Row, TextClause, text
 
-from longshift.db import intake, leases, log
+from longshift.db import idempotency, intake, leases, log, mail
 from longshift.db.database import Database, Params
 from longshift.events import Kind, NewEvent
 from longshift.model import Claim, Json, MailKind, NewTurn, TurnStatus, new_id
@@ -97,7 +97,7 @@ class Stage:
             resource_id=entry.turn.id,
             now=datetime.now(UTC),
             lifetime=WEEK,
-            idempotency=intake.Idempotency("turns", key, b"same") if key else None,
+            idempotency=idempotency.Idempotency("turns", key, b"same") if key else None,
             reject_busy=reject_busy,
         )
         return entry.session_id, accepted.resource_id
@@ -114,12 +114,10 @@ class Stage:
         return won.claim, turn_id
 
     async def cancel(self, *turn_ids: UUID, db: Database | None = None) -> list[tuple[UUID, str]]:
-        return await intake.end_turns(
-            db or self.db, turn_ids, tenant_id=self.tenant, kind=MailKind.CANCEL, reason="test"
-        )
+        return await mail.end_turns(db or self.db, turn_ids, tenant_id=self.tenant, kind=MailKind.CANCEL, reason="test")
 
     async def signal(self, session_id: UUID, payload: Json = None) -> UUID:
-        sent = await intake.signal(self.db, session_id, tenant_id=self.tenant, name="go", payload=payload)
+        sent = await mail.signal(self.db, session_id, tenant_id=self.tenant, name="go", payload=payload)
         return sent.resource_id
 
     async def kill(self, worker_id: UUID) -> None:

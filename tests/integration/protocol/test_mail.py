@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from longshift.db import intake, leases, log, upkeep
+from longshift.db import leases, log, mail, upkeep
 from longshift.model import Claim, MailKind, TurnStatus
 from tests.integration.protocol.stage import Stage, finish, leave, start
 
@@ -161,7 +161,7 @@ async def test_turns_past_their_deadline_expire_by_row_or_by_mail(stage: Stage) 
 
     due = await upkeep.overdue(stage.db)
     assert set(due) == {turn, started}
-    ring = await intake.end_turns(stage.db, due, tenant_id=None, kind=MailKind.EXPIRE, reason="deadline")
+    ring = await mail.end_turns(stage.db, due, tenant_id=None, kind=MailKind.EXPIRE, reason="deadline")
 
     assert ring == [(claim.session_id, "default")]
     assert (await stage.turn(turn))["status"] == "expired"

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from psycopg import errors
 
-from longshift.db import intake, leases, upkeep
+from longshift.db import database, intake, leases, upkeep
 from longshift.errors import IdempotencyMismatch, NotFound, SessionBusy
 from longshift.model import NewTurn, new_id
 from tests.integration.protocol.stage import WEEK, Stage
@@ -134,7 +134,7 @@ async def test_whoever_waits_for_a_session_holds_none_with_a_higher_id(
     turns = [(await stage.submit(session))[1] for session in (high, low)]
     await due(stage, *[(await stage.submit(session, run_after=SOON))[1] for session in (high, low)])
     if work is submit_in_chunks:
-        monkeypatch.setattr(intake._chunks, "__kwdefaults__", {"size": 1})
+        monkeypatch.setattr(database.chunks, "__kwdefaults__", {"size": 1})
     async with stage.locked(low) as other:
         working = stage.begin(_as_coroutine(work(stage, low, high, turns)))
         await stage.until_blocked()

@@ -6,10 +6,11 @@ out as ``Unavailable``; data that Postgres refuses comes out as ``InvalidInput``
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.types.array import ListBinaryDumper
@@ -22,6 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from longshift.errors import ConfigError, InvalidInput, Unavailable
 
 Params = Mapping[str, Any]
+CHUNK = 1000
+T = TypeVar("T")
 _REFUSED = (  # this value will never be accepted: sending it again is no use
     psycopg.errors.DataError,
     psycopg.errors.ProgramLimitExceeded,
@@ -157,3 +160,10 @@ class Translated:
             or isinstance(cause, _RETRY)
         ):
             raise Unavailable(f"Postgres does not answer: {reason(error)}") from error
+
+
+def chunks(items: Iterable[T], *, size: int = CHUNK) -> Iterator[list[T]]:
+    """``items`` in lists of ``size``: so many rows go into one statement."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -14,7 +14,7 @@ from sqlalchemy import Row, text
 
 from longshift.artifacts import object_key
 from longshift.db.database import Database
-from longshift.db.intake import Idempotency, remember
+from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import NotFound
 from longshift.model import ArtifactRecord, Prefix, new_id, show_id
 

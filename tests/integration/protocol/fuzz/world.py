@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from longshift.db import intake, upkeep
+from longshift.db import idempotency, intake, mail, upkeep
 from longshift.db.database import Database
 from longshift.errors import Unavailable
 from longshift.model import MailKind, NewTurn, new_id
@@ -171,7 +171,7 @@ class World:
                 resource_id=turn.id,
                 now=datetime.now(UTC),
                 lifetime=timedelta(days=7),
-                idempotency=intake.Idempotency("turns", key, b"hash"),
+                idempotency=idempotency.Idempotency("turns", key, b"hash"),
             )
         )
         for session_id, _ in accepted.ring:
@@ -180,14 +180,12 @@ class World:
 
     async def _signal(self, db: Database, session: UUID, turn: UUID, *, delay: float) -> None:
         await asyncio.sleep(delay)
-        sent = await self._insist(
-            lambda: intake.signal(db, session, tenant_id=self.tenant, name=turn.hex, payload=None)
-        )
+        sent = await self._insist(lambda: mail.signal(db, session, tenant_id=self.tenant, name=turn.hex, payload=None))
         self.ring(sent.ring[0][0])
 
     async def _cancel(self, db: Database, turn: UUID, *, delay: float) -> None:
         await asyncio.sleep(delay)
-        asked = lambda: intake.end_turns(db, [turn], tenant_id=self.tenant, kind=MailKind.CANCEL, reason="fuzz")  # noqa: E731
+        asked = lambda: mail.end_turns(db, [turn], tenant_id=self.tenant, kind=MailKind.CANCEL, reason="fuzz")  # noqa: E731
         for session_id, _ in await self._insist(asked):
             self.ring(session_id)
 
@@ -212,7 +210,7 @@ class World:
         self.chaos.stats["rescued"] += released
         ring += await upkeep.promote(db)
         due = await upkeep.overdue(db)
-        ring += await intake.end_turns(db, due, tenant_id=None, kind=MailKind.EXPIRE, reason="deadline")
+        ring += await mail.end_turns(db, due, tenant_id=None, kind=MailKind.EXPIRE, reason="deadline")
         late = await upkeep.undispatched(db, queue="default", patience=timedelta(seconds=0.5), limit=200)
         for session_id in [*(session_id for session_id, _ in ring), *late]:
             self.ring(session_id)

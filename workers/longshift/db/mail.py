@@ -1,0 +1,130 @@
+"""What others want of a session beside turns: that a turn ends, or a signal. Session rows are locked in the order of their
+ids.
+
+A turn that never started changes by its row, under the session's lock; what is wanted of a started one goes into ``mail``,
+and the worker that holds (or next claims) the session records it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from sqlalchemy import text
+
+from longshift.db.database import Database, chunks
+from longshift.db.idempotency import Idempotency, remember
+from longshift.db.intake import LOCK_SESSIONS, Accepted
+from longshift.errors import NotFound
+from longshift.events import encode
+from longshift.model import Json, MailKind, Prefix, TurnStatus, new_id, show_id
+
+SESSIONS_OF = text("""
+SELECT id, session_id FROM turns
+ WHERE id = ANY(CAST(:turns AS uuid[])) AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = :tenant)""")
+OPEN_OF_BATCH = text("""
+SELECT id FROM turns
+ WHERE batch_id = :batch AND tenant_id = :tenant AND status IN ('scheduled', 'queued', 'running', 'waiting')""")
+# by position, never "all others": of two concurrent replacements only the older may be cancelled
+OPEN_BEFORE = text("""
+SELECT b.id FROM turns t JOIN turns b ON b.session_id = t.session_id AND b.position < t.position
+ WHERE t.id = :turn AND b.status IN ('queued', 'running', 'waiting')""")
+END_UNSTARTED = text("""
+WITH t AS (
+    UPDATE turns SET status = :status, version = version + 1, ended_at = clock_timestamp(), error = CAST(:error AS json)
+     WHERE id = ANY(CAST(:turns AS uuid[])) AND attempts = 0 AND status IN ('scheduled', 'queued')
+    RETURNING id, session_id, position),
+n AS (SELECT session_id, count(position) AS n FROM t GROUP BY session_id),
+s AS (
+    UPDATE sessions s SET open_turns = s.open_turns - n.n,
+           ready_at = CASE WHEN s.open_turns > n.n THEN s.ready_at END
+      FROM n WHERE s.id = n.session_id)
+SELECT id FROM t""")
+ADD_MAIL = text("""
+WITH m AS (
+    INSERT INTO mail (id, session_id, turn_id, kind, payload)
+    SELECT x.mail_id, t.session_id, t.id, :kind, CAST(:payload AS json)
+      FROM unnest(CAST(:mail AS uuid[]), CAST(:turns AS uuid[])) AS x(mail_id, turn_id) JOIN turns t ON t.id = x.turn_id
+     WHERE t.status IN ('queued', 'running', 'waiting')
+       AND NOT EXISTS (SELECT 1 FROM mail p WHERE p.session_id = t.session_id AND p.turn_id = t.id AND p.kind = :kind
+                                              AND p.consumed_at IS NULL)
+    RETURNING session_id)
+UPDATE sessions s SET mail_seq = s.mail_seq + 1, ready_at = clock_timestamp()
+  FROM (SELECT DISTINCT session_id FROM m) x WHERE s.id = x.session_id RETURNING s.id, s.queue""")
+ADD_SIGNAL = text("""
+WITH s AS (
+    UPDATE sessions SET mail_seq = mail_seq + 1,
+           ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() ELSE ready_at END
+     WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL RETURNING id, queue)
+INSERT INTO mail (id, session_id, kind, name, payload) SELECT :id, s.id, 'signal', :name, CAST(:payload AS json) FROM s
+RETURNING (SELECT queue FROM s) AS queue""")
+
+
+async def end_turns(
+    db: Database,
+    turn_ids: Collection[UUID],
+    *,
+    tenant_id: UUID | None,
+    kind: MailKind,
+    reason: str,
+) -> list[tuple[UUID, str]]:
+    """Ask turns to end: at once where they never started, else by mail. Returns (session, queue) to ring.
+
+    Turns that have ended already, or belong to another tenant, are left alone. ``tenant_id`` None is the sweeper.
+    """
+    status = TurnStatus.EXPIRED if kind is MailKind.EXPIRE else TurnStatus.CANCELLED
+    ring: list[tuple[UUID, str]] = []
+    for chunk in chunks(turn_ids):
+        async with db.transaction() as tx:
+            owned = (await tx.execute(SESSIONS_OF, {"turns": list(chunk), "tenant": tenant_id})).all()
+            await tx.execute(LOCK_SESSIONS, {"sessions": list({row.session_id for row in owned})})
+            ids = [row.id for row in owned]
+            error = encode({"code": status.value, "message": reason})
+            done = (await tx.execute(END_UNSTARTED, {"turns": ids, "status": status.value, "error": error})).all()
+            rest = list(set(ids) - {row.id for row in done})
+            if rest:
+                mail = {
+                    "mail": [new_id() for _ in rest],
+                    "turns": rest,
+                    "kind": kind.value,
+                    "payload": encode({"reason": reason}),
+                }
+                ring += [(row.id, row.queue) for row in (await tx.execute(ADD_MAIL, mail)).all()]
+    return ring
+
+
+async def open_of_batch(db: Database, batch_id: UUID, *, tenant_id: UUID) -> list[UUID]:
+    return [row.id for row in await db.fetch(OPEN_OF_BATCH, {"batch": batch_id, "tenant": tenant_id})]
+
+
+async def open_before(db: Database, turn_id: UUID) -> list[UUID]:
+    """The open turns that come before this one in its session: what ``on_busy=replace`` cancels."""
+    return [row.id for row in await db.fetch(OPEN_BEFORE, {"turn": turn_id})]
+
+
+async def signal(
+    db: Database,
+    session_id: UUID,
+    *,
+    tenant_id: UUID,
+    name: str,
+    payload: Json,
+    idempotency: Idempotency | None = None,
+) -> Accepted:
+    """Put a signal into the mailbox; ``resource_id`` is its id.
+
+    Raises:
+        NotFound: no such session.
+        IdempotencyMismatch: the key was used with another body.
+    """
+    mail_id = new_id()
+    params = {"id": mail_id, "session": session_id, "tenant": tenant_id, "name": name, "payload": encode(payload)}
+    async with db.transaction() as tx:
+        if idempotency is not None:
+            known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=mail_id)
+            if known is not None:
+                return Accepted(known, replayed=True)
+        row = (await tx.execute(ADD_SIGNAL, params)).first()
+        if row is None:
+            raise NotFound(f"there is no session {show_id(Prefix.SESSION, session_id)}")
+    return Accepted(mail_id, [(session_id, row.queue)])
