@@ -9,9 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from tests.support.databases import Databases
+
+# Whether a busy machine draws or runs an example fast enough says nothing about the code.
+settings.register_profile("machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("machine")
 
 
 @pytest.fixture(scope="session")

@@ -62,9 +62,9 @@ def test_clients_go_on_polling_and_submitting_when_one_of_two_api_processes_is_k
     doomed = fleet.start_api("doomed")
     there, here = fleet.clients[-1], fleet.client
     turn = there.submit("gated", "api")
+    here.wait(turn, status="running")  # nothing changes any more: the poll is held, or has not even connected
     with ThreadPoolExecutor(1) as pool:
         polling = pool.submit(there.http.get, f"/v1/turns/{turn['id']}", headers={"Prefer": "wait=30"})
-        here.wait(turn, status="running")
         doomed.kill()
         assert isinstance(polling.exception(timeout=10), httpx.TransportError)
 

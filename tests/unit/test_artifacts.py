@@ -149,7 +149,7 @@ async def test_twenty_megabytes_pass_with_flat_memory(store: ArtifactStore) -> N
     assert peak < 10 * MIB  # one part of an upload (5 MiB) and what goes with it
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.binary(max_size=16), start=st.integers(0, 20), length=st.none() | st.integers(0, 20))
 @example(data=b"0123456789", start=2, length=3)
 @example(data=b"0123456789", start=0, length=1)

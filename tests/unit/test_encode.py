@@ -39,7 +39,9 @@ def server(database_url: str) -> Iterator[psycopg.Connection[tuple[Json, ...]]]:
         yield connection
 
 
-on_server = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_server = settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @on_server

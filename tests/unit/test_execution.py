@@ -47,7 +47,7 @@ NESTED: list[Any] = [  # the tasks between do nothing durable before their child
 ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(programs.programs)
 @example(NESTED)
 def test_a_crash_after_any_event_changes_nothing(program: list[Any]) -> None:
@@ -76,7 +76,7 @@ def assert_recorded_steps_ran_once(events: tuple[Event, ...], crash_after: int) 
             assert programs.ran[place] == event.payload.get("attempts", 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(programs.programs)
 def test_the_context_that_an_agent_leaves_is_the_fold_of_its_log(program: list[Any]) -> None:
     @agent("watching")

@@ -65,7 +65,7 @@ words = st.sampled_from(
 prose = st.lists(words, min_size=1, max_size=80).map(" ".join).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(prose, min_size=1, max_size=4) | documents, prose | st.text(min_size=1, max_size=200).filter(str.strip))
 def test_every_quotation_is_a_verbatim_piece_of_its_source(texts: list[str], question: str) -> None:
     texts = [text for text in texts if "\0" not in text] or ["A lease."]
