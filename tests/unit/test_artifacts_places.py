@@ -163,9 +163,9 @@ def test_a_key_is_refused_or_stays_below_its_root(key: str) -> None:
         check_key(key)
     except InvalidInput:
         return
-    path = os.path.normpath(f"/root/store/{key}@")
-    assert path == f"/root/store/{key}@"
-    assert not path.startswith("/root/store/.")
+    path = os.path.normpath(f"/srv/store/{key}@")
+    assert path == f"/srv/store/{key}@"
+    assert not path.startswith("/srv/store/.")
 
 
 # spooling
