@@ -55,9 +55,15 @@ def test_a_given_value_wins_over_the_environment_and_none_does_not(monkeypatch: 
 def test_a_duration_is_a_number_of_seconds_or_iso_8601(
     monkeypatch: pytest.MonkeyPatch, text: str, duration: timedelta
 ) -> None:
-    monkeypatch.setenv("LONGSHIFT_HEARTBEAT", text)
+    monkeypatch.setenv("LONGSHIFT_SWEEP", text)
 
-    assert config.load().heartbeat == duration
+    assert config.load().sweep == duration
+
+
+@pytest.mark.parametrize("times", [{"heartbeat": "2"}, {"lock_grace": "1"}, {"lease_ttl": "3"}])
+def test_times_under_which_nobody_could_be_found_dead_are_refused(times: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="LONGSHIFT_LOCK_GRACE must be at least twice LONGSHIFT_HEARTBEAT"):
+        config.load(**times)
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from longshift.errors import ConfigError
@@ -84,6 +85,17 @@ class Config(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _beats_before_it_is_missed(self) -> Self:
+        """A worker that beats too seldom could be called silent, and, as a sweeper, never trust its own watch."""
+        if not 2 * self.heartbeat <= self.lock_grace < self.lease_ttl:
+            raise PydanticCustomError(
+                "liveness",
+                "LONGSHIFT_LOCK_GRACE must be at least twice LONGSHIFT_HEARTBEAT and less than LONGSHIFT_LEASE_TTL: "
+                "the defaults are 3, 1 and 15 seconds",
+            )
+        return self
+
     def require(self, name: Literal["database_url", "redis_url", "artifacts_url"]) -> str:
         """The value of a setting that this process cannot do without.
 
@@ -108,8 +120,12 @@ def load(**overrides: object) -> Config:
     try:
         return Config(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = [f"LONGSHIFT_{'.'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("settings that do not fit: " + "; ".join(lines)) from None
+        raise ConfigError("settings that do not fit: " + "; ".join(map(_misfit, error.errors()))) from None
+
+
+def _misfit(error: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in error["loc"]).upper()
+    return f"LONGSHIFT_{name}: {error['msg']}" if name else error["msg"]
 
 
 def child_environment(**settings: SecretStr | Path | str | int | tuple[str, ...] | None) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from uuid import UUID
 
@@ -64,7 +63,7 @@ class Notices:
         await self._hot.announce(
             [
                 *deltas,
-                *((log_channel(session_id), json.dumps({"seq": seq})) for session_id, seq in logs.items()),
+                *((log_channel(session_id), f'{{"seq":{seq}}}') for session_id, seq in logs.items()),
                 *((turn_channel(turn_id), status.value) for turn_id, status in turns.items()),
             ]
         )
