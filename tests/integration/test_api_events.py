@@ -112,13 +112,15 @@ async def test_a_stream_follows_a_running_turn_with_its_deltas(api: Api) -> None
         await hand.start(turn["id"])
         assert (await anext(stream)).event == "turn.started"
         turn_id, session_id = parse_id(Prefix.TURN, turn["id"]), parse_id(Prefix.SESSION, turn["session_id"])
-        delta_text = delta_message("Once upon", turn_id=turn_id, step="write", attempt=1)
+        delta_text = delta_message("Once\ud800 upon", turn_id=turn_id, step="write", attempt=1)
         await api.edge.hot.announce([(log_channel(session_id), delta_text)])
         delta = await anext(stream)
         await hand.succeed(turn["id"])
         rest = [frame.event async for frame in stream]
 
-    assert delta == Frame("delta", None, {"text": "Once upon", "turn_id": turn["id"], "step": "write", "attempt": 1})
+    assert delta == Frame(
+        "delta", None, {"text": "Once\ufffd upon", "turn_id": turn["id"], "step": "write", "attempt": 1}
+    )
     assert rest == ["turn.succeeded", "done"]
 
 

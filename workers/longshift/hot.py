@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 from longshift import wakeup
 from longshift.ending import end
 from longshift.errors import ConfigError, Unavailable
+from longshift.events import storable
 
 logger = logging.getLogger(__name__)
 Rung = Iterable[tuple[UUID, str]]
@@ -209,7 +210,9 @@ class Listener:
 
 
 def delta_message(text: str, *, turn_id: UUID, step: str, attempt: int) -> str:
-    return json.dumps({"delta": text, "turn": turn_id.hex, "step": step, "attempt": attempt}, ensure_ascii=False)
+    return json.dumps(
+        {"delta": storable(text), "turn": turn_id.hex, "step": step, "attempt": attempt}, ensure_ascii=False
+    )
 
 
 def _messages(ids: Sequence[UUID], *, queue: str) -> list[bytes]:
