@@ -283,7 +283,11 @@ def cancel_itself() -> None:
     task.cancel()
 
 
-@pytest.mark.parametrize("ending", [sys.exit, cancel_itself])
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ending", [sys.exit, cancel_itself, interrupt])
 def test_code_that_ends_its_process_or_task_fails_its_turn_only(ending: Any) -> None:
     @agent("ending")
     async def ending_agent(turn: Turn, _: None) -> None:
@@ -293,7 +297,7 @@ def test_code_that_ends_its_process_or_task_fails_its_turn_only(ending: Any) -> 
     assert run(ending_agent, None).status == "failed"
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()], ids=["exit", "cancelled"])
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
 def test_a_step_that_exits_or_cancels_itself_has_failed(error: BaseException) -> None:
     @step
     async def end() -> None:
@@ -307,7 +311,7 @@ def test_a_step_that_exits_or_cancels_itself_has_failed(error: BaseException) ->
             return failure.error_message
         return "not failed"
 
-    assert run(ending, None).output in ("called sys.exit(3)", "cancelled by its own code")
+    assert run(ending, None).output in ("called sys.exit(3)", "raised KeyboardInterrupt", "cancelled by its own code")
 
 
 def test_the_first_failed_branch_in_the_order_given_is_raised_after_all_have_ended() -> None:

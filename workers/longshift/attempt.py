@@ -122,9 +122,10 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
         return failed(error.code, str(error), errors=error.errors)
     except LongshiftError as error:
         return failed(error.code, str(error))
-    except (Exception, SystemExit) as error:  # whatever an agent raises is its turn's failure; sys.exit() too
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # the last two would end the worker
         logger.exception("agent failed", extra={"agent": agent.name, "turn_id": execution.record.id.hex})
-        return failed("agent_error", str(error), type=type(error).__name__)
+        text = f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
+        return failed("agent_error", text or f"raised {type(error).__name__}", type=type(error).__name__)
     except asyncio.CancelledError:
         if execution.cancelled_from_outside():
             raise
@@ -137,7 +138,7 @@ def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise UsageError(
             f"agent {agent.name!r} returned a {type(result).__name__} that does not fit its return annotation: "
-            f"{str(error).splitlines()[0]}"
+            f"{' '.join(str(error).split())}"
         ) from None
     if (size := len(output.encode())) > limit:
         raise InvalidInput(f"an output of {size:,} bytes is too large: return turn.artifact(...) instead")

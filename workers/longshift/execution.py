@@ -278,8 +278,8 @@ class Execution:
             if timer.expired():
                 raise TimeoutError(f"no result within {limit:g} s") from None
             raise
-        except SystemExit as error:  # would end the worker
-            raise RuntimeError(f"called sys.exit({error.code!r})") from error
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
+            raise RuntimeError(_told(error)) from error
         except asyncio.CancelledError as error:
             if self.cancelled_from_outside():
                 raise
@@ -396,8 +396,8 @@ class Execution:
         scope.owner = asyncio.current_task()
         try:
             return await branch
-        except SystemExit as error:  # would end the worker
-            raise RuntimeError(f"called sys.exit({error.code!r})") from error
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
+            raise RuntimeError(_told(error)) from error
 
     async def wait_until(self, name: str, until: datetime) -> None:
         """Let time pass; the turn leaves the worker if every branch waits long enough."""
@@ -444,3 +444,7 @@ def _failure(step: StepDefinition, error: Exception) -> StepFailed:
 
 def _ms(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1000)
+
+
+def _told(error: SystemExit | KeyboardInterrupt) -> str:
+    return f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else "raised KeyboardInterrupt"

@@ -89,7 +89,7 @@ class StepDefinition:
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"step {self.name!r} returned a {type(value).__name__} that cannot be recorded as JSON: annotate the "
-                f"return type with what it returns, or return plain data ({str(error).splitlines()[0]})"
+                f"return type with what it returns, or return plain data ({' '.join(str(error).split())})"
             ) from None
         return storable_json(text)
 
