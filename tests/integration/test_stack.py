@@ -153,11 +153,15 @@ def test_a_port_that_is_taken_is_one_sentence_before_anything_starts(tmp_path: P
     assert [path.name for path in (tmp_path / ".longshift").iterdir()] == ["lock"]
 
 
-def test_agents_that_cannot_be_imported_end_the_start(folder: Path) -> None:
-    (folder / "bad.py").write_text("import no_such_module\n")
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("import no_such_module\n", "ModuleNotFoundError"), ("raise SystemExit(3)\n", "SystemExit: 3")],
+)
+def test_agents_that_cannot_be_imported_end_the_start(folder: Path, source: str, error: str) -> None:
+    (folder / "bad.py").write_text(source)
     said = call("up", "--port", "0", "--agents", "bad", "--json", folder=folder)
     assert said.code == 2
-    assert "LONGSHIFT_AGENTS: cannot import 'bad': ModuleNotFoundError" in said.err
+    assert f"LONGSHIFT_AGENTS: cannot import 'bad': {error}" in said.err
     assert said.lines[-1] == {"part": "postgres", "state": "stopped"}
 
 

@@ -214,7 +214,7 @@ def load_agents(modules: Iterable[str]) -> Agents:
     for name in modules:
         try:
             module = importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a module that exits would have its worker started again for ever
             raise ConfigError(f"LONGSHIFT_AGENTS: cannot import {name!r}: {type(error).__name__}: {error}") from error
         mine = [value for value in vars(module).values() if isinstance(value, Agent)]
         if not mine:
