@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -23,6 +23,9 @@ MAX_ERRORS = 20
 """Misfits reported at once; the rest would help nobody."""
 
 _LONGEST_MESSAGE = 300
+_MOST_NAMES = 20
+_HORIZON = timedelta(days=365_250)  # no time may be further away: what is computed from it must fit a datetime as well
+_NOT_BLANK = r"\S"
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
 
@@ -75,13 +78,20 @@ class Catalogue:
         """
         versions = self._versions.get(name)
         if versions is None:
-            known = f"known are {', '.join(sorted(self._versions)[:20])}" if self._versions else "none is known yet"
-            raise UnknownAgent(f"no worker has registered an agent {name!r}: start a worker that has it ({known})")
+            raise UnknownAgent(
+                f"no worker has registered an agent {name!r}: start a worker that has it ({self._known()})"
+            )
         if version is None:
             return next(reversed(versions.values()))
         if version not in versions:
             raise UnknownAgent(f"no worker has registered version {version!r} of {name!r}, only {', '.join(versions)}")
         return versions[version]
+
+    def _known(self) -> str:
+        names = sorted(self._versions)
+        if len(names) > _MOST_NAMES:
+            return f"known are {', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES:,} more"
+        return f"known are {', '.join(names)}" if names else "none is known yet"
 
     def new_turn(self, draft: Draft, *, now: datetime, check: bool = True) -> NewTurn:
         """The turn that ``draft`` asks for. ``check`` False: it has been validated before.
@@ -189,17 +199,37 @@ def entries(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Iterator[Ent
 
 
 def _check_times(draft: Draft, now: datetime) -> Iterator[dict[str, Json]]:
+    far = False
+    for name, value in (("run_after", draft.run_after), ("deadline", draft.deadline)):
+        if value is not None and abs(value - now) > _HORIZON:
+            far = True
+            yield {"path": name, "message": "is more than 1,000 years away"}
+    if far:
+        return
     if draft.deadline is not None and draft.deadline <= max(now, draft.run_after or now):
         message = "is in the past" if draft.deadline <= now else "is not after run_after"
         yield {"path": "deadline", "message": message}
 
 
 def _describe(error: ValidationError) -> dict[str, Json]:
+    error = _nearest(error)
     path = "input" + "".join(
         f".{part}" if isinstance(part, str) and _BARE_NAME.match(part) else f"[{part!r}]"
         for part in error.absolute_path
     )
-    return {"path": path, "message": _short(error.message)}
+    blank = error.validator == "pattern" and error.validator_value == _NOT_BLANK
+    return {"path": path, "message": "is blank" if blank else _short(error.message)}
+
+
+def _nearest(error: ValidationError) -> ValidationError:
+    """Of a value that fits no branch of a union, what is wrong with the branch that it was meant for: the one whose
+    errors lie inside the value rather than at the value itself. The error as it is, where that does not tell.
+    """
+    branches: dict[object, list[ValidationError]] = {}
+    for each in error.context or ():
+        branches.setdefault(each.relative_schema_path[0], []).append(each)
+    inside = [errors for errors in branches.values() if all(each.relative_path for each in errors)]
+    return _nearest(inside[0][0]) if len(inside) == 1 else error
 
 
 def _short(text: str) -> str:
