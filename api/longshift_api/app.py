@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from longshift.mailbox import Mailbox
 from longshift_api import agents, artifacts, batches, events, health, problems, sessions, turns
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
+from longshift_api.replies import IDEMPOTENCY_KEY
 from longshift_api.schemas import BatchLine, Problem
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,10 @@ async def _check(db: Database, hot: Hot) -> None:
         logger.warning("started without redis: work is accepted and starts later", extra={"reason": str(error)})
 
 
+def _answers(operation: dict[str, Any] | None) -> Iterable[dict[str, Any]]:
+    return operation["responses"].values() if operation else ()
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
@@ -112,5 +117,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         _, further = models_json_schema([(Problem, "serialization"), (BatchLine, "validation")], ref_template=template)
         schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas |= further["$defs"]
+        for operations in schema["paths"].values():
+            if any("Idempotent-Replayed" in answer.get("headers", {}) for answer in _answers(operations.get("post"))):
+                operations["post"].setdefault("parameters", []).append(IDEMPOTENCY_KEY)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -71,7 +71,7 @@ async def submit_batch(request: Request, edge: EdgeDep, caller: Caller) -> Respo
             "unsupported_media_type",
             f"send Content-Type: application/json with an array, or {JSONL[0]} with one turn on each line",
         )
-    only(request, ())
+    only(request, (), metadata=True)
     metadata = metadata_of(request)
     most = edge.config.max_batch_body
     limit = most if lines else min(most, ARRAY_FACTOR * edge.config.max_body)

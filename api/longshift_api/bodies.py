@@ -81,11 +81,14 @@ def media_type(request: Request) -> str:
 
 
 def check_length(request: Request, limit: int, *, what: str = "the body") -> None:
-    """Refuse by the announced length, before a byte of it is read.
+    """Refuse by the announced length and encoding, before a byte of it is read.
 
     Raises:
-        Refusal: 413.
+        Refusal: 413, or 415 for a compressed body.
     """
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise Refusal(415, "unsupported_media_type", f"send {what} without Content-Encoding, not as {encoding[:40]!r}")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise too_large(what, limit)

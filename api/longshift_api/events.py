@@ -73,7 +73,7 @@ class Source:
 async def session_events(
     session_id: str, request: Request, edge: EdgeDep, caller: Caller, after: After = 0, limit: EventLimit = 100
 ) -> Response:
-    """As a stream it goes on until the client leaves."""
+    """A page; with ``Accept: text/event-stream`` a stream, which goes on until the client leaves."""
     session = in_path(Prefix.SESSION, session_id)
     if await views.session(edge.db, session, tenant_id=caller.tenant_id) is None:
         raise NotFound(f"there is no session {session_id}")
@@ -90,7 +90,7 @@ async def session_events(
 async def turn_events(
     turn_id: str, request: Request, edge: EdgeDep, caller: Caller, after: After = 0, limit: EventLimit = 100
 ) -> Response:
-    """As a stream it ends with the turn, by ``event: done``."""
+    """A page; with ``Accept: text/event-stream`` a stream, which ends with the turn, by ``event: done``."""
     turn = await views.turn(edge.db, in_path(Prefix.TURN, turn_id), tenant_id=caller.tenant_id)
     if turn is None:
         raise NotFound(f"there is no turn {turn_id}")

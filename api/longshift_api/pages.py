@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, TypeVar
 from uuid import UUID
 
@@ -71,14 +71,14 @@ def metadata_of(request: Request) -> dict[str, str]:
         raise InvalidInput("the metadata in the query does not fit", errors=misfits(error)) from None
 
 
-def only(request: Request, known: Iterable[str]) -> None:
+def only(request: Request, known: Collection[str], *, metadata: bool = False) -> None:
     """Refuse filters that do not exist: a list that ignored one would show too much.
 
     Raises:
-        InvalidInput: a parameter is not among ``known`` and is no ``metadata[key]``.
+        InvalidInput: a parameter is not among ``known``, nor a ``metadata[key]`` where there is ``metadata``.
     """
-    names = sorted(known)
+    names = [*sorted(known), *(["metadata[key]"] if metadata else [])]
     for name in request.query_params:
-        if name not in names and not _METADATA.match(name):
+        if name not in known and not (metadata and _METADATA.match(name)):
             message = f"there is no such filter; there are {', '.join(names)}"
             raise InvalidInput(f"{name[:80]!r}: {message}", errors=[{"path": name[:80], "message": message}])

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longshift.db.database import UniqueConflict
@@ -138,16 +139,27 @@ async def _of_validation(request: Request, error: Exception) -> Response:
 
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
     match error.status_code:
         case 404:
             detail = f"there is nothing at {request.url.path}: see /openapi.json"
         case 405:
-            allowed = (error.headers or {}).get("Allow", "")
-            detail = f"{request.method} is not possible here, only {allowed}"
+            headers["Allow"] = _allowed(request)
+            detail = f"{request.method} is not possible here, only {headers['Allow']}"
         case _:
             detail = str(error.detail)
     code = HTTPStatus(error.status_code).name.lower()
-    return problem(request, error.status_code, code, detail, headers=error.headers)
+    return problem(request, error.status_code, code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods that this path knows; Starlette names those of its first route only."""
+    scopes = {method: {**request.scope, "method": method} for method in ("GET", "POST", "PUT", "PATCH", "DELETE")}
+    return ", ".join(
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    )
 
 
 async def _of_conflict(request: Request, error: Exception) -> Response:

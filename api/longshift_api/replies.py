@@ -10,6 +10,12 @@ from fastapi import Request
 from longshift.model import TurnRecord, TurnStatus
 
 REPLAYED = {"Idempotent-Replayed": "true"}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "an equal request with the same key, within a day, makes nothing new",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
 _PATIENCE = ((10, 1), (60, 2), (600, 5), (3600, 15))
 _LONGEST = 60
 

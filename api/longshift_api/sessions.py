@@ -9,7 +9,7 @@ from longshift_api import deps
 from longshift_api.deps import Caller, EdgeDep, Promise, in_path
 from longshift_api.pages import Cursor, Limit, cut, only, read_cursor, reply
 from longshift_api.problems import documented
-from longshift_api.replies import REPLAYED, made
+from longshift_api.replies import IDEMPOTENCY_KEY, REPLAYED, made
 from longshift_api.schemas import SESSION_ID, SessionBody, SessionPage, SessionView, SignalBody, SignalView
 
 router = deps.router("sessions")
@@ -77,6 +77,7 @@ async def get_session(session_id: str, edge: EdgeDep, caller: Caller) -> Respons
     status_code=202,
     response_model=None,
     responses={202: {"model": SignalView, "description": "Accepted"}, **documented(404, 413, 415)},
+    openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )
 async def send_signal(session_id: str, body: SignalBody, edge: EdgeDep, caller: Caller, promise: Promise) -> Response:
     """For whichever turn of the session waits for this name, now or later; it is consumed once."""

@@ -74,7 +74,7 @@ async def list_turns(
     batch_id: str | None = None,
     since: Annotated[AwareDatetime | None, Query(alias="created_at[gte]")] = None,
 ) -> Response:
-    only(request, _FILTERS)
+    only(request, _FILTERS, metadata=True)
     where = TurnFilter(
         status=status,
         agent=agent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 from dataclasses import replace
@@ -53,6 +54,9 @@ def checked(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
             "deadline",
             "not after run_after",
         ),
+        (HELLO | {"run_after": "9999-12-31T23:59:59Z"}, "run_after", "years away"),
+        (HELLO | {"run_after": "0001-01-01T00:00:00+14:00"}, "run_after", "years away"),
+        (HELLO | {"deadline": "9999-12-31T23:59:59-12:00"}, "deadline", "years away"),
         (HELLO | {"metadata": {str(n): "" for n in range(17)}}, "metadata", "at most 16"),
         (HELLO | {"metadata": {"a": "x" * 513}}, "metadata.a", "at most 512"),
         (HELLO | {"metadata": {"a": 1}}, "metadata.a", "valid string"),
@@ -117,12 +121,19 @@ async def test_another_content_type_than_json_is_415(api: Api) -> None:
     assert "application/json" in checked(form, 415, "unsupported_media_type")["detail"]
 
 
+@pytest.mark.parametrize("path", ["/v1/turns", "/v1/batches", "/v1/artifacts"])
+async def test_a_compressed_body_is_415(api: Api, path: str) -> None:
+    answer = await api.client.post(path, content=gzip.compress(b"{}"), headers=JSON | {"Content-Encoding": "gzip"})
+
+    assert "without Content-Encoding" in checked(answer, 415, "unsupported_media_type")["detail"]
+
+
 async def test_an_unknown_path_and_a_wrong_method_are_problems_too(api: Api) -> None:
     checked(await api.client.get("/v1/nothing"), 404, "not_found")
     wrong = await api.client.delete("/v1/turns")
 
     checked(wrong, 405, "method_not_allowed")
-    assert wrong.headers["allow"]
+    assert wrong.headers["allow"] == "GET, POST"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +161,11 @@ async def test_a_malformed_id_in_a_path_is_404(api: Api, path: str) -> None:
 )
 async def test_a_filter_that_does_not_fit_is_refused_rather_than_ignored(api: Api, query: str) -> None:
     checked(await api.client.get(f"/v1/turns?{query}"), 422, "invalid_input")
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/sessions"])
+async def test_a_list_that_knows_no_metadata_filter_refuses_one(api: Api, path: str) -> None:
+    checked(await api.client.get(f"{path}?metadata[a]=b"), 422, "invalid_input")
 
 
 @pytest.mark.parametrize("query", ["agent=%00", "metadata[a]=%00", "agent=%ED%A0%80", "metadata[%00]=x"])

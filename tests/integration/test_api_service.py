@@ -108,6 +108,9 @@ async def test_the_documentation_declares_every_answer_and_refers_to_nothing_out
             assert operation["security"] == [{"HTTPBearer": []}]
         for reference in references(operation):
             assert reference.removeprefix("#/components/schemas/") in schemas, reference
+    for path in ("/v1/sessions", "/v1/turns", "/v1/sessions/{session_id}/turns", "/v1/batches", "/v1/artifacts"):
+        parameters = [each["name"] for each in document["paths"][path]["post"]["parameters"]]
+        assert parameters.count("Idempotency-Key") == 1, path
     assert (await api.client.get("/docs")).status_code == 404
 
 
