@@ -104,6 +104,17 @@ def test_a_recorded_call_wins_over_changed_arguments_and_is_reported_once() -> N
     assert not Replay(events).call(root(), "read", digest="new").diverged
 
 
+def test_what_was_handed_out_by_its_place_is_not_found_by_its_arguments_again() -> None:
+    replay = Replay([completed("read#0", digest="x"), completed("read#1", digest="x")])
+    scope = root()
+    calls = [replay.call(scope, "read", digest=digest) for digest in ("new", "x", "x")]
+    assert [(call.key, call.recorded is not None) for call in calls] == [
+        ("read#0", True),
+        ("read#1", True),
+        ("read#2", False),
+    ]
+
+
 def test_strangers_that_changed_their_order_keep_their_results() -> None:
     replay = Replay([completed("~~0/read#0", digest="x"), completed("~~1/read#0", digest="y")])
     scope = root()

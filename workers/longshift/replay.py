@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
@@ -147,9 +147,14 @@ class Replay:
         self._recorded = frozenset(latest)
         self._taken = set(latest)
         self._waiting: dict[str, dict[int, Recorded]] = defaultdict(dict)
+        # by arguments too, lowest number first: a search among all calls of one name would make long replays quadratic
+        self._by_digest: dict[tuple[str, str], deque[int]] = defaultdict(deque)
         for key, recorded in latest.items():
             base, _, number = key.rpartition("#")
             self._waiting[base][int(number)] = recorded
+        for base, waiting in self._waiting.items():
+            for place in sorted(waiting):
+                self._by_digest[base, waiting[place].digest].append(place)
 
     def call(self, scope: Scope, name: str, *, digest: str) -> Call:
         """The next call of ``name`` in ``scope``: what is recorded of it, else the key under which to record it."""
@@ -157,7 +162,7 @@ class Replay:
         place = scope.counters[base]
         scope.counters[base] += 1
         waiting = self._waiting.get(base, {})
-        same = min((n for n, recorded in waiting.items() if recorded.digest == digest), default=None)
+        same = self._lowest(base, digest)
         if same is not None:
             return Call(waiting[same].key, waiting.pop(same))
         if "~~" in scope.path and f"{base}#{place}" in self._recorded:
@@ -173,6 +178,13 @@ class Replay:
         self._taken.add(key)
         return Call(key, None)
 
+    def _lowest(self, base: str, digest: str) -> int | None:
+        """The lowest number among the waiting calls of ``base`` with these arguments."""
+        numbers = self._by_digest.get((base, digest))
+        while numbers and numbers[0] not in self._waiting[base]:  # handed out by its place
+            numbers.popleft()
+        return numbers[0] if numbers else None
+
     def _of_sibling(self, base: str, digest: str) -> Recorded | None:
         """The same call as recorded by another stranger, whose numbers may change on a replay.
 
@@ -181,9 +193,9 @@ class Replay:
         shape = _STRANGER.sub("~~", base)
         for other in sorted(self._waiting):
             if _STRANGER.sub("~~", other) == shape:
-                for number, recorded in sorted(self._waiting[other].items()):
-                    if recorded.digest == digest:
-                        return self._waiting[other].pop(number)
+                number = self._lowest(other, digest)
+                if number is not None:
+                    return self._waiting[other].pop(number)
         return None
 
     @property
