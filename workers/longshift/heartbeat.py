@@ -158,9 +158,11 @@ class Watchdog:
 
 
 def _die(silent: float) -> None:
-    logger.critical("event loop stalled, ending the process", extra={"seconds": silent})
-    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
-    os._exit(STALLED)
+    try:
+        logger.critical("event loop stalled, ending the process", extra={"seconds": silent})
+        faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+    finally:  # also without a standard error to write to
+        os._exit(STALLED)
 
 
 async def tick(load: Load, *, clock: Clock) -> None:
