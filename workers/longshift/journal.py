@@ -322,6 +322,9 @@ class Journal:
                 found = await log.standing(self._db, places)
             except Unavailable:
                 continue
+            except Exception:  # a journal that stays closed would pause this worker for ever
+                logger.exception("leases cannot be compared with postgres, turns stay paused")
+                continue
             break
         for lease in held:
             self._compare(lease, found[lease.key])

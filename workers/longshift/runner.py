@@ -67,7 +67,7 @@ class Run:
         self._nudge: asyncio.Future[Stop] | None = None
         self._after_idle: Stop | None = None
         self.reason = ""  # of a cancel
-        lease.on_lost = lambda: self.stop(Stop.LOST)
+        lease.on_lost = self._lost
 
     def begin(self, record: TurnRecord) -> None:
         self.record, self.execution, self.reason = record, None, ""
@@ -87,6 +87,12 @@ class Run:
         """A cancel or an expiry for the turn that is running."""
         if self.record is not None and mail.turn_id == self.record.id:
             self.stop(Stop.EXPIRE if mail.kind is MailKind.EXPIRE else Stop.CANCEL, reason=_reason_of(mail))
+
+    def _lost(self) -> None:
+        """The runner looks up a little later; until then no step may begin that waited for Postgres to come back."""
+        if self.execution is not None:
+            self.execution.unwind("its lease is gone")
+        self.stop(Stop.LOST)
 
     def drain(self) -> None:
         self.draining = True

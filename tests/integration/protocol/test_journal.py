@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from longshift.db import log
-from longshift.errors import InvalidInput, LeaseLost, Unavailable
+from longshift.artifacts import open_store
+from longshift.attempt import resumed
+from longshift.clock import SYSTEM
+from longshift.db import leases, log
+from longshift.errors import InvalidInput, LeaseLost, TurnEvicted, Unavailable
+from longshift.events import Context
+from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
+from longshift.notices import Notices
+from longshift.port import Outside, TurnPort
+from longshift.runner import Run
+from longshift.steps import StepDefinition
 from tests.integration.protocol.stage import Stage, event, finish, start
 
 
@@ -140,3 +152,56 @@ async def test_two_leases_of_one_session_in_one_journal_do_not_answer_for_each_o
 
     assert [type(result) for result in results] == [LeaseLost, type(None)]
     assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "new")]
+
+
+async def test_an_unexpected_error_after_an_outage_does_not_leave_the_journal_closed(
+    stage: Stage, journal: Journal
+) -> None:
+    lease, turn = await held(stage, journal)
+
+    async def something_else() -> None:
+        raise RuntimeError("not an outage")
+
+    stage.db.before[log.STANDING] = something_else
+    journal.suspect("no answer")
+    await asyncio.wait_for(journal.append(lease, [event(turn, key="a")]), timeout=5)
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(
+    stage: Stage, journal: Journal, tmp_path: Path
+) -> None:
+    lease, _ = await held(stage, journal)
+    record = await leases.head(stage.db, lease.session_id)
+    assert record is not None
+    run = Run(lease, claimed_at=0)
+    run.begin(record)
+    with ThreadPoolExecutor(1) as threads:
+        port = TurnPort(_outside(stage, journal, threads, tmp_path), lease, record)
+        run.execution = resumed(record, [], before=Context(), port=port, now=datetime.now(UTC))
+        began: list[str] = []
+
+        async def somebody_else_takes_it() -> None:
+            await stage.hand.execute("UPDATE sessions SET lease_worker = NULL, lease_epoch = nextval('epochs')")
+
+        stage.db.before[log.STANDING] = somebody_else_takes_it
+        journal.suspect("no answer")
+        with run.execution.entered(threaded=False), pytest.raises(TurnEvicted):
+            await run.execution.perform(StepDefinition("effect", began.append), ["now"], {})
+
+    assert (lease.lost, began) == (True, [])
+
+
+def _outside(stage: Stage, journal: Journal, threads: ThreadPoolExecutor, folder: Path) -> Outside:
+    return Outside(
+        db=stage.db,
+        journal=journal,
+        notices=Notices(Hot("redis://127.0.0.1:1")),  # nothing is sent
+        store=open_store(f"file://{folder}"),
+        clock=SYSTEM,
+        step_threads=threads,
+        agent_threads=threads,
+        step_timeout=timedelta(seconds=5),
+        max_event=1024,
+    )
