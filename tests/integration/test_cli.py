@@ -195,6 +195,7 @@ def test_keys_are_made_shown_once_limited_and_revoked(stack: LocalStack) -> None
     assert made["id"] in listed.out
     assert made["key"] not in listed.out
     assert stack.call("keys", "revoke", made["id"]).code == 0
+    assert stack.call("keys", "create", "eternal", "--days", "999999999").code == 2
     states = {key["id"]: key["state"] for key in stack.call("keys", "list", "--json").json}
     assert states[made["id"]] == "revoked"
     wait_until_sync(lambda: stack.call("agents", api_key=made["key"]).code == 5, description="the key is refused")

@@ -32,7 +32,7 @@ def create(
     scope: Annotated[
         list[str] | None, typer.Option(help="submit, read or admin; may be repeated. Default: all.")
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="It expires after so many days.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="It expires after so many days.")] = None,
     json: AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is stored."""
