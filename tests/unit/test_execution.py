@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field
 from longshift import Retry, StepFailed, StepTimeout, Turn, UsageError, agent, attempt, emit, step
 from longshift.clock import SYSTEM
 from longshift.errors import TurnEvicted
-from longshift.events import Context, Event, Kind, fold
+from longshift.events import DEEPEST, Context, Event, Kind, encode, fold
 from longshift.testing import Result, crash_points, run
 from longshift.testing.bench import new_record
 from longshift.testing.outside import Outside, Time
@@ -234,6 +235,27 @@ def test_a_result_that_could_not_be_read_back_is_not_recorded() -> None:
     assert result.error is not None
     assert "step 'give' failed" in result.error["message"]
     assert kinds(result)[Kind.STEP_COMPLETED] == 0
+
+
+@agent("many digits")
+async def many_digits(turn: Turn, digits: int) -> Any:
+    return 10**digits
+
+
+def test_an_output_that_could_not_be_read_back_fails_its_turn_only() -> None:
+    assert run(many_digits, 100).status == "succeeded"
+    assert "4300" in str(run(many_digits, 5000).error)
+
+
+def test_an_input_as_deep_as_may_be_submitted_can_be_started() -> None:
+    value: Any = 1
+    for _ in range(DEEPEST):
+        value = [value]
+    assert encode(value)
+    now = SYSTEM.now()
+    record = new_record(many_digits, value, session_id=UUID(int=1), metadata={}, now=now, until=now + DAY)
+    started = attempt.begun(record, many_digits, now=now)
+    assert json.loads(started.payload)["input"] == value
 
 
 def test_a_result_without_an_annotation_is_plain_json_from_the_first_run_on() -> None:

@@ -5,6 +5,7 @@ and how its end is recorded. The runner adds leases and Postgres, ``longshift.te
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Executor
@@ -61,9 +62,10 @@ def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEv
         "version": agent.version,
         "at": now.isoformat(),
     }
-    if attempt == 1:
-        payload["input"] = record.input
-    return NewEvent(Kind.TURN_STARTED, record.id, encode(payload))
+    text = encode(payload)
+    if attempt == 1:  # by itself, as it was accepted: inside the payload it would be one level deeper than was checked
+        text = f'{text[:-1]},"input":{encode(record.input)}}}'
+    return NewEvent(Kind.TURN_STARTED, record.id, text)
 
 
 def resumed(
@@ -135,6 +137,7 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
 def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:
     try:
         output = storable_json(agent.output.dump_json(result, warnings="error", by_alias=True).decode())
+        json.loads(output)  # what Python cannot read again, such as 5,000 digits, would stop the session's later turns
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise UsageError(
             f"agent {agent.name!r} returned a {type(result).__name__} that does not fit its return annotation: "
