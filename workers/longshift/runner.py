@@ -267,8 +267,9 @@ class Runner:
         until = run.until if waits else None
         event = left(record, until=until)
         seen = lease.claim.mail_seq
+        clock = self._outside.clock
         done = await self._outside.journal.write(
-            lease, lambda seq: log.Leave(lease.claim, seq, (event,), record.id, status, until, seen)
+            lease, lambda seq: log.Leave(lease.claim, seq, (event,), record.id, status, until, seen, clock.now())
         )
         self._tell(lease, record, status)
         if done.flag:

@@ -224,6 +224,7 @@ def leave(
     seen: int,
     status: TurnStatus = TurnStatus.WAITING,
     until: datetime | None = None,
+    now: datetime | None = None,
 ) -> log.Leave:
     kind = Kind.TURN_WAITING if status is TurnStatus.WAITING else Kind.TURN_RESCHEDULED
-    return log.Leave(claim, seq, (event(turn_id, kind),), turn_id, status, until, seen)
+    return log.Leave(claim, seq, (event(turn_id, kind),), turn_id, status, until, seen, now)

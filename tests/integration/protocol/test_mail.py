@@ -38,7 +38,7 @@ async def test_a_suspend_that_does_not_compare_mail_loses_the_wake_up(stage: Sta
     claim, turn = await stage.running()
     await stage.signal(claim.session_id)
     write = leave(claim, turn, seq=2, seen=claim.mail_seq)
-    columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq]}
+    columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq], "now": [None]}
 
     await stage.db.fetch(NAIVE_LEAVE, log._run([write]) | columns)
 
@@ -58,7 +58,7 @@ async def test_mail_that_commits_between_the_snapshot_of_a_suspend_and_its_lock_
 async def test_mail_that_waits_for_a_suspend_wakes_the_session(stage: Stage) -> None:
     claim, turn = await stage.running()
     async with stage.db.transaction() as leaving:
-        columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq]}
+        columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq], "now": [None]}
         await leaving.execute(log.LEAVE, log._run([leave(claim, turn, seq=2, seen=claim.mail_seq)]) | columns)
         signalling = stage.begin(stage.signal(claim.session_id))
         await stage.until_blocked()
@@ -103,6 +103,17 @@ async def test_a_session_claimed_while_its_head_waits_can_be_lost_and_is_still_r
     won = await stage.claim(claim.session_id)
     assert won.turn is not None
     assert won.turn.id == turn
+
+
+async def test_a_wait_lasts_as_long_as_its_worker_says_whatever_its_clock_shows(stage: Stage) -> None:
+    claim, turn = await stage.running()
+    behind = (await stage.one("SELECT clock_timestamp() AS now"))["now"] - timedelta(hours=1)
+    write = leave(claim, turn, seq=2, seen=claim.mail_seq, until=behind + timedelta(minutes=10), now=behind)
+
+    assert (await log.leave(stage.db, [write]))[write.key] == log.Done(flag=False)
+
+    row = await stage.one("SELECT ready_at - clock_timestamp() AS rest FROM sessions WHERE id = %s", claim.session_id)
+    assert timedelta(minutes=9) < row["rest"] <= timedelta(minutes=10)
 
 
 async def test_cancelling_a_queued_turn_behind_a_waiting_head_keeps_its_timer(stage: Stage) -> None:

@@ -75,6 +75,8 @@ class Finish(Write):
 class Leave(Write):
     """The turn leaves the worker (one event): WAITING until ``until`` (None: until mail), or QUEUED at ``until`` (None: now).
 
+    ``now``: ``until`` is by this clock, the worker's; None: by the database's. Taken for the database's, the time of a worker
+    that is behind would be over at once, and its turn come and go until the clocks agree.
     ``seen`` is the session's ``mail_seq`` read *before* looking for mail: if it has grown meanwhile, the session is ready.
     """
 
@@ -82,6 +84,7 @@ class Leave(Write):
     status: TurnStatus
     until: datetime | None
     seen: int
+    now: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +175,11 @@ m AS (
 i AS ({_insert("t")} RETURNING session_id)
 SELECT s.id AS session_id, s.epoch, s.kept AS flag, s.more FROM s JOIN i ON i.session_id = s.id""")
 
-LEAVE = text(f"""{_fence(status="text", until="timestamptz", seen="bigint")},
+LEAVE = text(f"""{_fence(status="text", until="timestamptz", seen="bigint", now="timestamptz")},
 s AS (
     UPDATE sessions s SET lease_worker = NULL, head_waiting = (r.status = 'waiting'),
            ready_at = CASE WHEN s.mail_seq <> r.seen OR (r.status = 'queued' AND r.until IS NULL)
-                           THEN clock_timestamp() ELSE r.until END
+                           THEN clock_timestamp() ELSE coalesce(clock_timestamp() + (r.until - r.now), r.until) END
       FROM l JOIN r ON {_OWN} WHERE s.id = l.id
     RETURNING s.id, l.epoch, coalesce(s.ready_at <= clock_timestamp(), false) AS ready),
 t AS (
@@ -231,6 +234,7 @@ async def leave(db: Database, writes: Sequence[Leave]) -> dict[Key, Done]:
         "status": [w.status.value for w in writes],
         "until": [w.until for w in writes],
         "seen": [w.seen for w in writes],
+        "now": [w.now for w in writes],
     }
     return _answers(await db.fetch(LEAVE, _run(writes) | columns))
 
