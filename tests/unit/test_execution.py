@@ -319,6 +319,22 @@ def test_code_that_ends_its_process_or_task_fails_its_turn_only(ending: Any) -> 
     assert run(ending_agent, None).status == "failed"
 
 
+@pytest.mark.parametrize("ending", [sys.exit, interrupt])
+def test_a_task_of_the_agent_that_exits_fails_like_any_other(ending: Any) -> None:
+    """asyncio lets these two through to whoever runs the loop: the worker would be gone."""
+
+    async def end() -> None:
+        await asyncio.sleep(0)
+        ending()
+
+    @agent("ending")
+    async def ending_agent(turn: Turn, _: None) -> str:
+        error = (await asyncio.gather(asyncio.create_task(end()), return_exceptions=True))[0]
+        return str(error)
+
+    assert run(ending_agent, None).output in ("called sys.exit(None)", "raised KeyboardInterrupt")
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
 def test_a_step_that_exits_or_cancels_itself_has_failed(error: BaseException) -> None:
     @step

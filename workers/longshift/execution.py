@@ -23,7 +23,7 @@ from longshift.contract import Port
 from longshift.errors import InvalidInput, StepFailed, StepTimeout, TurnEvicted, UsageError
 from longshift.events import Context, Kind, NewEvent, encode, storable
 from longshift.model import Json, TurnRecord
-from longshift.place import StepRun, context_in, place, place_tasks, running_step, scope_place, stand, step_place
+from longshift.place import StepRun, context_in, place, place_tasks, running_step, scope_place, stand, step_place, told
 from longshift.replay import Call, Replay, Scope
 from longshift.steps import StepDefinition
 from longshift.waits import Waits
@@ -279,7 +279,7 @@ class Execution:
                 raise TimeoutError(f"no result within {limit:g} s") from None
             raise
         except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
-            raise RuntimeError(_told(error)) from error
+            raise RuntimeError(told(error)) from error
         except asyncio.CancelledError as error:
             if self.cancelled_from_outside():
                 raise
@@ -397,7 +397,7 @@ class Execution:
         try:
             return await branch
         except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
-            raise RuntimeError(_told(error)) from error
+            raise RuntimeError(told(error)) from error
 
     async def wait_until(self, name: str, until: datetime) -> None:
         """Let time pass; the turn leaves the worker if every branch waits long enough."""
@@ -444,7 +444,3 @@ def _failure(step: StepDefinition, error: Exception) -> StepFailed:
 
 def _ms(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1000)
-
-
-def _told(error: SystemExit | KeyboardInterrupt) -> str:
-    return f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else "raised KeyboardInterrupt"

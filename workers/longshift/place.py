@@ -8,7 +8,7 @@ ask for something depends on how long the steps before took.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -81,6 +81,8 @@ class _Placing:
 
     def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> Task:
         found = scope_place.get()
+        if found is not None:
+            coroutine = _Contained(coroutine)
         if found is None or step_place.get() is not None or options.get("context") is not None:
             return self._make(loop, coroutine, **options)
         execution, scope = found
@@ -95,3 +97,36 @@ class _Placing:
         if self._before is not None:
             return self._before(loop, coroutine, **options)
         return asyncio.Task(coroutine, loop=loop, **options)
+
+
+class _Contained(Coroutine[Any, Any, Any]):
+    """A coroutine of an agent's task, whose ``sys.exit()`` fails that task: asyncio would end the worker for it.
+
+    Not a coroutine around a coroutine: one that is cancelled before it begins would leave the other unawaited.
+    """
+
+    def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
+        self._inner = inner
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._inner.send(value)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(told(error)) from error
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._inner.throw(*error)
+        except (SystemExit, KeyboardInterrupt) as error_out:
+            raise RuntimeError(told(error_out)) from error_out
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._inner.__await__()
+
+
+def told(error: SystemExit | KeyboardInterrupt) -> str:
+    """What code did that wanted to end the process."""
+    return f"called sys.exit({error.code!r})" if isinstance(error, SystemExit) else "raised KeyboardInterrupt"
