@@ -131,7 +131,7 @@ class Stack:
             host=config.host,
             port=port,
         )
-        (data / "logs").mkdir(exist_ok=True)
+        (data / "logs").mkdir(mode=0o700, exist_ok=True)
         self._run("api", API, environment, grace=API_GRACE, where=self.url)
         command = (sys.executable, "-P", "-m", "longshift.cli", "worker")
         for number in range(1, config.workers + 1):
