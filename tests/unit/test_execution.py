@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -711,3 +712,19 @@ def test_a_turn_cannot_be_used_outside_its_agent() -> None:
 
 def test_crash_points_are_the_events_of_an_undisturbed_run() -> None:
     assert list(crash_points(interpreter, [{"do": "work"}])) == [1, 2, 3]
+
+
+def test_the_time_of_a_plain_step_begins_when_it_has_a_thread() -> None:
+    """More steps than threads: the last ones wait longer for a thread than their own time limit."""
+
+    def slow() -> str:
+        time.sleep(0.2)
+        return "done"
+
+    limited = step(timeout=timedelta(seconds=0.5))(slow)
+
+    @agent("queue")
+    async def queue(turn: Turn, _: None) -> list[str]:
+        return await turn.gather(*(turn.step("slow", limited) for _ in range(32)))
+
+    assert run(queue, None).output == ["done"] * 32

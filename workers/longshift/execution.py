@@ -11,7 +11,7 @@ import concurrent.futures
 import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from functools import partial
@@ -269,10 +269,11 @@ class Execution:
         """One try of the step's function, within its time limit."""
         limit = (step.timeout or self.port.step_timeout).total_seconds()
         try:
-            async with asyncio.timeout(limit) as timer:
+            async with asyncio.timeout(limit if step.is_async else None) as timer:
                 if step.is_async:
                     return await step.function(*args, **kwargs)
-                value = await self.port.in_thread(partial(copy_context().run, partial(step.function, *args, **kwargs)))
+                call = partial(copy_context().run, partial(step.function, *args, **kwargs))
+                value = await self.port.in_thread(partial(self._timed, call, timer=timer, limit=limit))
                 return await value if inspect.isawaitable(value) else value
         except TimeoutError:
             if timer.expired():
@@ -284,6 +285,16 @@ class Execution:
             if self.cancelled_from_outside():
                 raise
             raise RuntimeError("cancelled by its own code") from error
+
+    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float) -> Any:
+        """Run ``call``, in a thread; its time begins now, not while it waited for the thread."""
+
+        def begin() -> None:
+            with suppress(RuntimeError):  # the turn has left meanwhile
+                timer.reschedule(self.loop.time() + limit)
+
+        self.loop.call_soon_threadsafe(begin)
+        return call()
 
     def _completed(
         self, key: str, name: str, digest: str, result: str, *, started: datetime, attempts: int

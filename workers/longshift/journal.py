@@ -26,7 +26,7 @@ from longshift.db import log
 from longshift.db.database import Database, UniqueConflict
 from longshift.db.log import Append, Done, Finish, Leave, Standing, Start, Write
 from longshift.ending import end
-from longshift.errors import LeaseLost, Unavailable
+from longshift.errors import InvalidInput, LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.lease import Entry, Lease
 
@@ -216,8 +216,11 @@ class Journal:
             await self._commit(lane, batch[middle:])
         elif isinstance(error, UniqueConflict):  # our own first try, committing meanwhile
             await self._settle(batch)
-        else:
+        elif isinstance(error, InvalidInput):
             self._refuse(batch[0][0], error)
+        else:  # of the server or of ours, not of the agent: its turn shall not fail for it, but come again
+            logger.error("write failed, turn dropped", exc_info=error)
+            self.lose(batch[0][0])
 
     async def _settle(self, missing: list[Item]) -> None:
         """Find out why sessions are missing from an answer."""

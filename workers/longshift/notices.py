@@ -11,8 +11,10 @@ from longshift.model import TurnStatus
 
 PAUSE = 0.02
 """Seconds between two round trips: what happens in between goes together."""
-MOST_DELTAS = 10_000
+MOST_DELTAS = 2_000
 """Deltas kept while Redis is slow; older ones are dropped."""
+LONGEST_DELTA = 16_384
+"""Characters of one delta; the rest of it is cut off. What must arrive belongs into a step's result."""
 
 
 class Notices:
@@ -35,7 +37,7 @@ class Notices:
         self._something.set()
 
     def delta(self, text: str, *, session_id: UUID, turn_id: UUID, step: str, attempt: int) -> None:
-        message = delta_message(text, turn_id=turn_id, step=step, attempt=attempt)
+        message = delta_message(text[:LONGEST_DELTA], turn_id=turn_id, step=step, attempt=attempt)
         self._deltas.append((log_channel(session_id), message))
         self._something.set()
 

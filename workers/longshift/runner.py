@@ -24,10 +24,7 @@ from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopp
 from longshift.context import events, keep, restore
 from longshift.db import leases, log
 from longshift.db.database import Database
-from longshift.errors import (
-    LeaseLost,
-    Unavailable,
-)
+from longshift.errors import InvalidInput, LeaseLost, Unavailable
 from longshift.events import Event
 from longshift.execution import Execution
 from longshift.lease import Lease
@@ -62,6 +59,7 @@ class Run:
         self.record: TurnRecord | None = None
         self.execution: Execution | None = None
         self.draining = False
+        self.started = False  # the turn's row says that it runs
         self.deferred = False  # nobody knows who has its agent; this worker has not
         self.until: datetime | None = None  # when the waits of a turn that left end
         self._nudge: asyncio.Future[Stop] | None = None
@@ -70,7 +68,7 @@ class Run:
         lease.on_lost = self._lost
 
     def begin(self, record: TurnRecord) -> None:
-        self.record, self.execution, self.reason = record, None, ""
+        self.record, self.execution, self.reason, self.started = record, None, "", False
         self._nudge, self._after_idle = asyncio.get_running_loop().create_future(), None
 
     def stop(self, why: Stop, *, reason: str = "") -> None:
@@ -129,7 +127,7 @@ class Runner:
             if record is None:
                 await self._give_back(lease)
             while record is not None:
-                record = await self._run_turn(run, record)
+                record = await self._run_turn_or_give_up(run, record)
         except LeaseLost:
             logger.info("turn dropped, its lease is gone", extra={"session_id": lease.session_id.hex})
         except Unavailable as error:
@@ -152,6 +150,7 @@ class Runner:
         started = await self._start(run.lease, agent, record)
         if started is None:
             return await self._next(run.lease)
+        run.started = True
         execution = await self._restore(run, record, started=started)
         stop, result = await self._drive(run, agent, execution)
         match stop:
@@ -170,6 +169,22 @@ class Runner:
                 return await self._finish(run, record, result or failed("internal", "the agent gave no result"))
 
     # -- the stages
+
+    async def _run_turn_or_give_up(self, run: Run, record: TurnRecord) -> TurnRecord | None:
+        try:
+            return await self._run_turn(run, record)
+        except (InvalidInput, ValueError, RecursionError) as error:
+            return await self._give_up(run, record, error)
+
+    async def _give_up(self, run: Run, record: TurnRecord, error: Exception) -> TurnRecord | None:
+        """What is stored of a turn, or was to be, cannot be handled, and never will be: the turn fails.
+
+        A turn that has not started is left alone: it could have been cancelled meanwhile, and would count twice.
+        """
+        if not run.started:
+            raise error
+        logger.error("turn failed inside", exc_info=error, extra={"turn_id": record.id.hex})
+        return await self._finish(run, record, failed("internal", f"{type(error).__name__}: {error}"))
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:
         """This worker does not have the agent: leave the turn to one that has, at once if others serve its queue."""

@@ -4,7 +4,7 @@
     ring      ready sessions whose wake-up was lost: never more than the free slots that no wake-up is on its way to
     promote   scheduled turns whose time has come
     expire    turns past their deadline
-    forget    old idempotency keys and tombstones
+    forget    old idempotency keys, read mail and tombstones
 
 Defaults are settings (``LONGSHIFT_SWEEP``, ``_RERING``, ``_LEASE_TTL``, ``_LOCK_GRACE``). What can go wrong: while no worker
 lives, nothing is swept; while Postgres is away, nobody is declared dead, and the clock of suspicion starts anew.

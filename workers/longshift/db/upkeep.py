@@ -90,6 +90,12 @@ SELECT t.id FROM turns t
 FORGET_KEYS = text("""
 DELETE FROM idempotency WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM idempotency WHERE created_at < clock_timestamp() - CAST(:age AS interval) LIMIT :limit))""")
+# mail that came while its turn was just ending is never read by anybody
+FORGET_MAIL = text("""
+DELETE FROM mail WHERE id = ANY(ARRAY(
+    SELECT m.id FROM mail m LEFT JOIN turns t ON t.id = m.turn_id
+     WHERE m.consumed_at <= clock_timestamp() - CAST(:age AS interval)
+        OR t.ended_at <= clock_timestamp() - CAST(:age AS interval) LIMIT :limit))""")
 FORGET_WORKERS = text("""
 DELETE FROM workers w WHERE w.dead_at < clock_timestamp() - CAST(:age AS interval)
    AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id)""")
@@ -156,6 +162,7 @@ async def overdue(db: Database, *, limit: int = 500) -> Sequence[UUID]:
 
 
 async def forget(db: Database, *, keys_after: timedelta, workers_after: timedelta, limit: int = 1000) -> int:
-    """Delete idempotency keys and tombstones that no longer protect anything; the number of rows."""
+    """Delete idempotency keys, read mail and tombstones that no longer serve anything; the number of rows."""
     keys = await db.execute(FORGET_KEYS, {"age": keys_after, "limit": limit})
+    keys += await db.execute(FORGET_MAIL, {"age": keys_after, "limit": limit})
     return keys + await db.execute(FORGET_WORKERS, {"age": workers_after})
