@@ -184,3 +184,18 @@ async def test_an_expired_wait_is_rung_like_any_ready_session(stage: Stage) -> N
     claim, _ = await waiting(stage, datetime.now(UTC) - timedelta(seconds=1))
 
     assert await upkeep.undispatched(stage.db, queue="default", patience=timedelta(0), limit=9) == [claim.session_id]
+
+
+async def test_the_sweeper_forgets_mail_of_ended_turns_and_never_that_of_open_ones(stage: Stage) -> None:
+    """A cancel that comes while its turn is just ending is read by nobody."""
+    ended, turn = await stage.running()
+    open_one, other = await stage.running()
+    await log.finish(stage.db, [finish(ended, turn, seq=2)])
+    await stage.cancel(other)
+    late = "INSERT INTO mail (id, session_id, turn_id, kind) VALUES (gen_random_uuid(), %s, %s, 'cancel')"
+    await stage.hand.execute(late, (ended.session_id, turn))
+
+    await upkeep.forget(stage.db, keys_after=timedelta(0), workers_after=timedelta(days=1))
+
+    left = await (await stage.hand.execute("SELECT turn_id, session_id FROM mail")).fetchall()
+    assert left == [{"turn_id": other, "session_id": open_one.session_id}]
