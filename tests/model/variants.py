@@ -31,7 +31,7 @@ DEEP = {
     for scope in (
         Scope("deep-pause", "pause and doubt with two turns", Budget(submits=1, unanswered=1, silences=1)),
         Scope("deep-claims", "a crash and two lost answers", Budget(unanswered=2, crashes=1)),
-        Scope("deep-pauses", "both workers are paused", Budget(unanswered=1, silences=2)),
+        Scope("deep-pauses", "both workers are paused", Budget(silences=2)),
         Scope("deep-mail", "mail under pause and doubt", Budget(signals=1, unanswered=1, silences=1), waits=True),
         Scope("deep-cancel", "cancel under pause", Budget(submits=1, cancels=1, silences=1)),
         Scope("deep-drain", "drain with two turns and a crash", Budget(submits=1, drains=1, crashes=1)),
