@@ -37,10 +37,7 @@ def execute(db: Db, write: Write, rules: Rules, *, fence: bool | None = None) ->
     if write.kind == "START" and rules.start_checks and not _startable(db, write):
         return db, "refused"
     if db.at(write.events[0].seq) is not None:
-        return (
-            db,
-            MISSING,
-        )  # a unique conflict takes the whole statement back; the journal settles it like a missing row
+        return db, MISSING  # a unique conflict undoes the whole statement; the journal settles it like a missing row
     if write.kind == "LEAVE":
         return leave(db, write, compare=rules.mail_compared)
     return start(db, write) if write.kind == "START" else finish(db, write)

@@ -38,7 +38,7 @@ DEEP = {
         Scope("deep-failover", "failover after a pause", Budget(silences=1, failovers=1)),
     )
 }
-"""Three faults at a time: minutes."""
+"""Larger budgets: a million states and more in all."""
 
 
 @dataclass(frozen=True, slots=True)
