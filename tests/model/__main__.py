@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="Scopes: " + "; ".join(f"{scope.name}: {scope.what}" for scope in every.values()) + ".",
     )
     parser.add_argument("scopes", nargs="*", metavar="SCOPE", help="which; default: all but the deep ones")
-    parser.add_argument("--deep", action="store_true", help="the deep scopes too: a minute or more, 2 GB")
+    parser.add_argument("--deep", action="store_true", help="the deep scopes too: a minute or more, half a GB")
     parser.add_argument("--variants", action="store_true", help="also each variant with one fix taken away")
     parser.add_argument("--off", choices=sorted(VARIANTS), help="only this variant, and a shortest way to break it")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
