@@ -23,7 +23,7 @@ What stands for what. ``tests/model/test_drift.py`` fails if a statement here lo
     statements.standing         log.STANDING            lease, event at the place, end of the log: in one snapshot
     statements.release          leases.RELEASE          epoch and worker in the condition of the write
     worker.look                 leases.HEAD             the first open turn by position
-    worker.reconcile            leases.RECONCILE        mine, not in memory, older than a reply on its way; a new epoch
+    worker.reconcile            leases.RECONCILE        mine, not in memory once no reply is on its way; a new epoch
     world.tombstone             upkeep.TOMBSTONE        silent workers
     world.rescue                upkeep.HOLDING_DEAD     the ids of the dead that hold, in a statement of its own
     statements.take_away        upkeep.RESCUE           by those ids, on the locked row; a new epoch; running turns queued
@@ -42,9 +42,8 @@ one at a time, no step is recorded twice or started by the current holder when i
 the log, no rightful holder is told ``LeaseLost``; and from each state, without further faults, a way leads to one in which
 all accepted turns have ended and no lease is held.
 
-What it leaves out: time (whoever may be slow may be slow for ever; ``RECONCILE_AGE`` is taken to be long enough, and the
-variant ``impatient-reconcile`` shows what happens where it is not), several sessions in one statement (they are independent
-rows, locked in one order), deletion, archive, timers and deadlines (wake-ups of another kind), two leases of one session in
-the memory of one worker, effects outside the database. A failover may lose acknowledged commits: what holds then is that
-the log has no gap and no two writers.
+What it leaves out: time (whoever may be slow may be slow for ever), several sessions in one statement (they are independent
+rows, locked in one order), suspects (whom a claim may take, not how), deletion, archive, timers and deadlines (wake-ups of
+another kind), two leases of one session in the memory of one worker, effects outside the database. A failover may lose
+acknowledged commits: what holds then is that the log has no gap and no two writers.
 """

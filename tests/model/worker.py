@@ -82,7 +82,8 @@ def taken(claim: Claim, won: Won) -> Lease:
 def reconcile(state: State, number: int, rules: Rules) -> Steps:
     """Give back a lease that the database has and memory has not.
 
-    ``RECONCILE_AGE`` is modelled as what it is for: no claim's reply is still on its way.
+    Read, then wait for the claim in flight, then released by epoch: so no claim's reply is still on its way, and the
+    lease is one that was read.
     """
     worker = state.workers[number]
     if not rules.reconcile or worker.lease is not None or state.db.holder != worker.id:
