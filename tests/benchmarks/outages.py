@@ -47,7 +47,7 @@ class Plan:
     workers: int = 3
 
 
-SHORT = Plan(away=2.0, before=0.5, after=0.5, turns=30, steps=14, workers=2)
+SHORT = Plan(away=1.0, before=0.3, after=0.3, turns=30, steps=8, workers=2)
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ class Plan:
     """``window``: seconds of load. ``limit``: after which the crowd, or its poison, does not end any more."""
 
     crowd: int = 1000
+    steps: tuple[int, int] = (1000, 2000)  # ms of each of five
     repetitions: int = 4
     window: float = 60.0
     rate: float = 20.0  # turns of the load a second
@@ -40,10 +41,11 @@ class Plan:
 
 
 SHORT = Plan(
-    crowd=12,
+    crowd=6,
+    steps=(50, 200),
     repetitions=1,
-    window=3.0,
-    limit=45,
+    window=2.0,
+    limit=30,
     settings={"heartbeat": 0.2, "lock_grace": 0.6, "lease_ttl": 2},
 )
 
@@ -94,7 +96,7 @@ async def case(stack: Stack, plan: Plan, report: Report, *, crash: str, seed: in
     """Two processes, a crowd, and a load beside it; findings go to the report."""
     random = Random(seed)
     file = stack.effects_file()
-    crowd = [_work(file, [random.randint(1000, 2000) for _ in range(5)]) for _ in range(plan.crowd)]
+    crowd = [_work(file, [random.randint(*plan.steps) for _ in range(5)]) for _ in range(plan.crowd)]
     place = random.randrange(plan.crowd)
     if crash:
         crowd[place] = _work(file, [200], crash=crash)
