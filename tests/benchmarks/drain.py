@@ -56,7 +56,8 @@ async def run(stack: Stack, *, short: bool) -> Report:
     )
     report.add("turns that one drain handed over", "", [len(some) for some in gaps])
     report.add("SIGTERM until the worker has ended", "s", [each.took for each in seen])
-    report.notes.append(f"{drains} drains, {len(every.samples)} turns: p99 {every.p99:.3f} s")
+    if every.samples:
+        report.notes.append(f"{drains} drains, {len(every.samples)} turns: p99 {every.p99:.3f} s")
     return report
 
 

@@ -35,6 +35,8 @@ class Figure:
         return quantile(self.samples, 0.99)
 
     def as_json(self) -> dict[str, Any]:
+        if not self.samples:
+            return {"name": self.name, "unit": self.unit, "samples": []}
         return {
             "name": self.name,
             "unit": self.unit,
@@ -127,6 +129,8 @@ def shown(value: float) -> str:
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
+    if not figure.samples:
+        return ("", "", "", "", figure.unit, "0")
     p99 = shown(figure.p99) if len(figure.samples) >= ENOUGH else ""
     rest = (min(figure.samples), max(figure.samples))
     return (shown(figure.median), p99, *map(shown, rest), figure.unit, str(len(figure.samples)))

@@ -76,6 +76,8 @@ async def run(stack: Stack, *, short: bool) -> Report:
     isolated = [c.poison.ended - c.begun for c in poisoned if c.poison and c.poison.ended]
     if isolated:
         report.add("until the poison has failed", "s", isolated)
+    if not all(c.latencies for c in (*clean, *poisoned)):
+        return report  # and it says why
     for share, name in ((0.5, "p50"), (0.99, "p99")):
         beside = _elsewhere(report, f"a turn of the other process, {name}", poisoned, clean, share)
         report.ratio(f"{name} of the other process, with / without the poison", *beside)

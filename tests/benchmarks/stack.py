@@ -110,6 +110,7 @@ class Site:
     tenant: UUID = field(default_factory=new_id)
     workers: list[Process] = field(default_factory=list)
     apis: list[Process] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)  # of all that were ever started
 
     def __post_init__(self) -> None:
         self.db = Database(self.database_url, name="benchmark")
@@ -142,9 +143,8 @@ class Site:
 
     async def serving(self) -> dict[int, Process]:
         """The processes that run turns, by pid, with the worker that each belongs to: itself, or its parent."""
-        alive = {worker: worker.members() for worker in self.workers}
         rows = await self.query("SELECT pid FROM workers WHERE dead_at IS NULL")
-        return {row.pid: worker for row in rows for worker, members in alive.items() if row.pid in members}
+        return {row.pid: worker for row in rows for worker in self.workers if worker.owns(row.pid)}
 
     def spawn(self, settings: Settings) -> Process:
         """Start a worker and do not wait for it."""
@@ -171,6 +171,7 @@ class Site:
                 start_new_session=True,
             )
         self.stack.guardian.watch(process.pid, grace=GRACE)
+        self.logs.append(log)
         return Process(process, log, settings)
 
     async def end(self, workers: Iterable[Process]) -> None:
