@@ -81,11 +81,15 @@ async def steady(turn: Turn, rhythm: Beat) -> int:
 
 
 class Work(BaseModel):
-    """``steps``: how long each takes, in ms. ``place``: of the turn in its session. ``file``: of the effects."""
+    """``steps``: how long each takes, in ms. ``place``: of the turn in its session. ``file``: of the effects.
+
+    ``gate``: a file; while it is not there, the first step does not end.
+    """
 
     steps: list[int]
     file: str
     place: int = 0
+    gate: str = ""
     crash: Literal["", "segfault", "exit"] = ""
 
 
@@ -94,6 +98,8 @@ async def labour(turn: Turn, given: Work) -> int:
 
     async def part(number: int) -> int:
         note(given.file, BEGUN, turn, place=given.place, step=number)
+        while given.gate and not os.path.exists(given.gate):  # noqa: ASYNC110, ASYNC240, PTH110 - of another process
+            await asyncio.sleep(0.1)
         await asyncio.sleep(given.steps[number] / 1000)
         note(given.file, DONE, turn, place=given.place, step=number)
         return number

@@ -97,8 +97,9 @@ class History:
 
     @cached_property
     def recorded_by(self) -> dict[tuple[UUID, int], int]:
-        """For each step with a result (turn, number) the attempt that recorded it."""
-        return {(f.turn, step_number(f.step)): f.attempt for f in self.facts if f.step is not None}
+        """For each step with a result (turn, number) the first attempt that recorded it."""
+        backwards = [f for f in reversed(self.facts) if f.step is not None]
+        return {(f.turn, step_number(f.step or "")): f.attempt for f in backwards}
 
     @cached_property
     def of_turn(self) -> dict[UUID, list[Fact]]:

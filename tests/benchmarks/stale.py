@@ -8,7 +8,6 @@ that do.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Round:
 
 
 async def run(stack: Stack, *, short: bool) -> Report:
-    turns, steps = (60, 12) if short else (250, 40)
+    turns, steps = (60, 16) if short else (250, 40)
     settings: Settings = {"heartbeat": 0.3, "lease_ttl": 2, "lock_grace": 1} if short else {}
     how = "impatient time settings" if short else "default time settings"
     report = Report("stale", f"SIGSTOP of a worker with {turns} turns until all run elsewhere, then SIGCONT, {how}")
@@ -128,19 +127,20 @@ class Bench:
         self.file = site.stack.effects_file()
         self.witness = site.stack.effects_file()
         self._settings: Settings = {"agents": AGENTS, "witness": self.witness, **settings}
-        self._works = [
-            {"steps": [random.randint(50, 500) for _ in range(steps)], "file": str(self.file)} for _ in range(turns)
-        ]
+        self._gate = site.stack.effects_file()
+        same = {"file": str(self.file), "gate": str(self._gate)}
+        self._works = [{"steps": [random.randint(50, 500) for _ in range(steps)], **same} for _ in range(turns)]
 
     async def stop_and_go(self, kind: Kind) -> Round:
         """Returns when all turns have ended, and the stopped worker has learned that it lost its leases."""
         site = self.site
         await site.start(settings={**self._settings, "witness_hold_up": 1.0 if kind.news_is_late else 0.0})
         ((pid, victim),) = (await site.serving()).items()
-        other = asyncio.create_task(site.start(settings=self._settings))  # ready only when the first has taken all
         batch = await site.submit("witnessed", self._works)
-        await wait_until(self._all_run, description="all turns run", limit=60)
-        await other
+        await wait_until(lambda: self._all_in(0), description="all turns run", limit=60)
+        await site.start(settings=self._settings)
+        self._gate.touch()
+        await wait_until(lambda: self._all_in(1), description="all turns go on", limit=60)
         victim.pause()
         stopped = time.time()
         held = {row.id: row.epoch for row in await site.query(HELD) if row.pid == pid}
@@ -153,8 +153,8 @@ class Bench:
         await until(lambda: site.has_ended(batch), description="the turns end", limit=PATIENCE)
         return Round(pid, held, stopped, resumed)
 
-    def _all_run(self) -> bool:
-        return len({effect.turn for effect in effects.read(self.file)}) == self.turns
+    def _all_in(self, step: int) -> bool:
+        return len({effect.turn for effect in effects.read(self.file) if effect.step == step}) == self.turns
 
     def _all_elsewhere(self, held: Collection[UUID], pid: int) -> bool:
         return {e.session for e in effects.read(self.file) if e.pid != pid} >= set(held)

@@ -128,6 +128,16 @@ def test_what_is_wrong_in_a_history_is_found_and_nothing_else(spoil: Callable[[H
     assert said in found[0]
 
 
+def test_a_step_that_ran_again_and_was_recorded_again_is_found_as_both() -> None:
+    history = _finished_step_again(sound())
+    facts = [*history.facts[:3], fact("step.completed", FIRST, step=0, attempt=2), *history.facts[3:]]
+
+    found = " ".join(replace(history, facts=facts).violations(turns=2))
+
+    assert "finished steps run again" in found
+    assert "steps recorded twice" in found
+
+
 def test_a_kill_counts_the_steps_it_interrupted_and_the_seconds_until_their_turns_went_on() -> None:
     kills = [Kill(HERE, 1.5, "alone", led=False), Kill(THERE, 9.0, "group", led=True)]
 
