@@ -36,7 +36,7 @@ class Drain:
 
 
 async def run(stack: Stack, *, short: bool) -> Report:
-    drains, turns, steps, fleet = (1, 20, 4, 2) if short else (15, 60, 20, 3)
+    drains, turns, steps, fleet = (1, 20, 8, 2) if short else (15, 60, 20, 3)
     report = Report("drain", f"SIGTERM of a worker, {fleet} workers, {turns} turns with steps of 50 to 500 ms")
     async with stack.site() as site:
         file, seen = stack.effects_file(), []
