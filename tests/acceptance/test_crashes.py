@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from longshift.model import Json
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_no_finished_step_ran_again, assert_recorded_once, runs_of
-from tests.support.fleet import Fleet, Json
-from tests.support.waiting import wait_until_sync
+from tests.support.fleet import Fleet
 
 EVENTS = 13
 """Of an undisturbed turn of the agent ``five``."""
