@@ -106,9 +106,9 @@ def test_a_stale_writer_gets_lease_lost_and_then_refusals_for_every_call() -> No
 
     @agent("stubborn")
     async def stubborn(turn: Turn, _: None) -> str:
-        for _ in range(3):
+        for url in ("a", "b", "c"):
             try:
-                await read("a")
+                await read(url)
             except BaseException as error:
                 caught.append(error)
         return "done"

@@ -46,7 +46,7 @@ FAST: Mapping[str, object] = {
 }
 """Settings of every process unless others are given: a dead worker is noticed within two seconds."""
 API = ("longshift_api",)
-WORKER = ("longshift.cli", "worker")
+WORKER: tuple[str, ...] = ("longshift.cli", "worker")
 CRASHING_WORKER = ("longshift.testing.worker",)
 
 
@@ -281,6 +281,8 @@ class LocalFleet:
         self,
         name: str,
         *,
+        crash_at: str | None = None,
+        crash_after: int | None = None,
         ready: bool = True,
         environment: Mapping[str, str] | None = None,
         **settings: object,
@@ -289,11 +291,18 @@ class LocalFleet:
 
         Args:
             name: of its log, too.
+            crash_at: it dies by SIGKILL when a turn comes to this point: see ``longshift.testing.points``.
+            crash_after: it dies as soon as a session's log has so many events.
             ready: return when it serves.
             environment: further variables.
             settings: as for the fleet; for example ``redis_url=meddler.url`` or ``queues="slow"``.
         """
-        process = self._start(name, WORKER, {"agents": self.agents, **settings}, environment=environment or {})
+        command = WORKER
+        if crash_at is not None:
+            command = (*CRASHING_WORKER, "--crash-at", crash_at)
+        elif crash_after is not None:
+            command = (*CRASHING_WORKER, "--crash-after", str(crash_after))
+        process = self._start(name, command, {"agents": self.agents, **settings}, environment=environment or {})
         if ready:
             self.wait_ready(process)
         return process
