@@ -27,6 +27,8 @@ from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
 from longshift.testing.points import points_of
+from longshift.testing.scenario import Effects, Scenario
+from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Time, World
 
 I = TypeVar("I")  # noqa: E741
@@ -135,4 +137,15 @@ def named_crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> l
     return points_of(run(agent, input, **options).events)
 
 
-__all__ = ["Delta", "Result", "arun", "crash_points", "named_crash_points", "run"]
+__all__ = [
+    "Delta",
+    "Effects",
+    "Report",
+    "Result",
+    "Scenario",
+    "arun",
+    "crash_points",
+    "named_crash_points",
+    "run",
+    "torture",
+]

@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.ending import end
 from longshift.errors import LeaseLost
 from longshift.events import Context, Event, fold
 from longshift.execution import Execution
@@ -218,20 +219,21 @@ class Bench:
         Raises:
             UsageError: the fault never happened, because the turn has no such point.
         """
-        stale: tuple[Attempt, asyncio.Task[None]] | None = None
-        while not self.world.ended:
-            epoch = self.world.claim()
-            assert epoch is not None, "nobody else holds the session"
-            attempt = Attempt(self, Outside(self.world, epoch=epoch, threads=self._steps))
-            task = asyncio.create_task(attempt.run())
-            if not await _stopped(attempt, task):
-                continue
-            stale = attempt, task
-            self.world.rescue()  # past its lease: others take over
-        if stale is not None:
-            attempt, task = stale
-            attempt.outside.resume()
-            await task
+        attempts: list[tuple[Attempt, asyncio.Task[None]]] = []
+        try:
+            while not self.world.ended:
+                epoch = self.world.claim()
+                assert epoch is not None, "nobody else holds the session"
+                attempt = Attempt(self, Outside(self.world, epoch=epoch, threads=self._steps))
+                task = asyncio.create_task(attempt.run())
+                attempts.append((attempt, task))
+                if await _stopped(attempt, task):
+                    self.world.rescue()  # past its lease: others take over
+            for attempt, task in attempts:  # whoever was stopped goes on, as a stale writer
+                attempt.outside.resume()
+                await task
+        finally:
+            await end(task for _, task in attempts)
         self.world.deliver_again()
         self.world.check_fired()
         return self._result()
@@ -261,12 +263,8 @@ async def _stopped(attempt: Attempt, task: asyncio.Task[None]) -> bool:
     stop = asyncio.create_task(attempt.outside.stopped.wait())
     try:
         await asyncio.wait({stop, task}, return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait({task})
-        raise
     finally:
-        stop.cancel()
+        await end([stop])
     if task.done():
         task.result()
     return not task.done()

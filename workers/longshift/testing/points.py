@@ -22,8 +22,11 @@ from uuid import UUID
 
 from longshift.errors import UsageError
 from longshift.events import Event, Kind, NewEvent
+from longshift.model import TERMINAL
 
 SIDES = ("before", "after")
+ENDS = frozenset(f"turn.{status}" for status in TERMINAL)
+"""The kinds of terminal events."""
 
 
 class Names:
@@ -38,6 +41,8 @@ class Names:
         """The name of an event that would be written now."""
         if event.kind == Kind.TURN_STARTED:  # says itself the how-manieth it is, also to a worker that saw no other
             return _name(event.kind, None, json.loads(event.payload)["attempt"])
+        if event.kind in ENDS:  # a second one is refused
+            return _name(event.kind, None, 1)
         return _name(event.kind, event.key, self._keyless[event.turn_id, event.kind] + 1)
 
     def written(self, event: NewEvent) -> None:

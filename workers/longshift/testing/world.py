@@ -16,10 +16,8 @@ from enum import StrEnum
 from longshift.clock import Clock
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
-from longshift.model import TERMINAL, TurnRecord
-from longshift.testing.points import Names, check_point
-
-ENDS = frozenset(f"turn.{status}" for status in TERMINAL)
+from longshift.model import TurnRecord
+from longshift.testing.points import ENDS, Names, check_point
 
 
 @dataclass(frozen=True, slots=True)
