@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from longshift import StepFailed, Turn, UsageError, agent, step
 from longshift.errors import LeaseLost, TurnEvicted
-from longshift.testing import arun, named_crash_points, run
+from longshift.testing import named_crash_points, run
+from longshift.testing.points import points_of
+from tests.unit import programs
 
 
 @step
@@ -142,24 +144,29 @@ def test_a_plain_agent_in_its_thread_is_refused_as_well() -> None:
 
 
 def test_branches_of_a_stopped_worker_stand_still_too() -> None:
-    order: list[str] = []
+    begun: list[str] = []
 
     @step
-    async def slowly(turn: Turn, name: str) -> None:
-        await asyncio.sleep(0)
-        order.append(f"{name} {turn.attempt}")
+    async def work(turn: Turn, name: str) -> None:
+        begun.append(f"{name} {turn.attempt}")
 
     @agent("branches")
     async def branches(turn: Turn, _: None) -> None:
-        async def twice(name: str) -> None:
-            await slowly(turn, name)
-            await slowly(turn, name)
+        async def later() -> None:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await work(turn, "b")
 
-        await turn.gather(twice("a"), twice("b"))
+        await turn.gather(work(turn, "a"), later())
 
-    result = run(branches, None, pause_at="before step.completed 0.0/slowly")
+    result = run(branches, None, pause_at="before step.completed 0.0/work")
     assert result.status == "succeeded"
-    assert [each for each in order if each.endswith("1")] == ["a 1", "b 1"]
+    assert begun == ["a 1", "a 2", "b 2"]
+
+
+def test_a_worker_stopped_right_after_its_start_finds_all_that_was_recorded_meanwhile() -> None:
+    result = run(everything, "x", pause_at="after turn.started#2")
+    assert result.refused == ("turn.succeeded",)
 
 
 def test_epochs_grow_from_worker_to_worker_and_from_turn_to_turn() -> None:
@@ -196,51 +203,21 @@ def test_two_faults_in_one_run_are_refused() -> None:
         run(everything, "x", crash_after=1, pause_at="before turn.started")
 
 
-programs = st.recursive(
-    st.sampled_from(["read", "sleep", "state"]),
-    lambda inner: st.tuples(st.just("gather"), st.lists(st.lists(inner, max_size=3), min_size=1, max_size=3)),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=60)
-@given(st.lists(programs, min_size=1, max_size=5), st.sampled_from(["crash_at", "pause_at"]), st.data())
-async def test_any_program_survives_any_fault_at_any_of_its_points(
+@settings(max_examples=80)
+@given(programs.programs, st.sampled_from(["crash_at", "pause_at"]), st.data())
+def test_any_agent_survives_a_crash_and_a_pause_at_any_of_its_points(
     program: list[Any], fault: str, data: st.DataObject
 ) -> None:
-    @agent("program")
-    async def running(turn: Turn, _: None) -> list[Any]:
-        return await perform(turn, program)
-
-    undisturbed = await arun(running, None)
-    points = data.draw(st.sampled_from(_points(undisturbed)))
-    options: dict[str, Any] = {fault: points}
-    result = await arun(running, None, **options)
+    programs.forget()
+    undisturbed = run(programs.interpreter, program)
+    options: dict[str, Any] = {fault: data.draw(st.sampled_from(points_of(undisturbed.events)))}
+    programs.forget()
+    result = run(programs.interpreter, program, **options)
     assert result.output == undisturbed.output
     assert (result.unused, result.late) == ((), ())
+    assert [event.seq for event in result.events] == list(range(1, len(result.events) + 1))
     recorded = Counter(event.key for event in result.events if event.key is not None)
     assert recorded == Counter(event.key for event in undisturbed.events if event.key is not None)
-
-
-def _points(result: Any) -> list[str]:
-    from longshift.testing.points import points_of
-
-    return points_of(result.events)
-
-
-async def perform(turn: Turn, program: list[Any]) -> list[Any]:
-    done: list[Any] = []
-    for part in program:
-        match part:
-            case "read":
-                done.append(await read(f"{len(done)}"))
-            case "sleep":
-                await turn.sleep(5)
-            case "state":
-                await turn.state.set(str(len(done)), len(done))
-            case ("gather", branches):
-                done.append(await turn.gather(*(perform(turn, branch) for branch in branches)))
-    return done
 
 
 def test_importing_the_kit_starts_nothing_and_loads_no_celery() -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from longshift import Turn, UsageError, agent, step
 from longshift.agents.research import research
 from longshift.cli import main
 from longshift.testing import Effects, Report, Scenario, run, torture
-from longshift.testing.verdict import Breach, Fault
+from longshift.testing.verdict import Breach, Ran, judge
+from longshift.testing.world import Fault
 
 
 @step
@@ -190,6 +191,17 @@ def test_a_turn_that_does_not_end_when_it_is_resumed_is_told() -> None:
 
     report = torture(lambda: Scenario(stuck), limit=timedelta(seconds=0.3))
     assert (Fault.CRASH, "after step.completed ship", Breach.ENDLESS) in breaches(report)
+
+
+def test_a_result_that_is_recorded_twice_is_told_although_no_agent_can_bring_it_about() -> None:
+    @agent("plain")
+    async def plain(turn: Turn, _: None) -> str:
+        return await ship("a")
+
+    good = run(plain, None)
+    bad = replace(good, events=(*good.events[:2], *good.events[1:]))
+    row = judge(Fault.CRASH, "", Ran(bad, {}), Ran(good, {}), once=[])
+    assert [str(violation) for violation in row.violations] == ["step.completed ship recorded twice"]
 
 
 def test_the_research_agent_keeps_every_promise() -> None:

@@ -119,10 +119,10 @@ class Attempt:
         """Start, resume, and let the agent run."""
         world, outside = self._world, self.outside
         record = world.record
-        recorded = world.events
         now = outside.clock.now()
         try:
             await outside.write(begun(record, self._bench.agent, now=now))
+            recorded = world.events if record.attempts else []  # whoever was stopped meanwhile sees what came since
             before = fold(world.log[: world.first], start=Context())
             execution = resumed(record, recorded, before=before, port=outside, now=now, make=Rehearsal)
             assert isinstance(execution, Rehearsal)

@@ -69,7 +69,7 @@ class Outside:
                 self._running.clear()
                 self.stopped.set()
                 await self.running()
-            case None:
+            case _:
                 pass
 
     async def write(self, event: NewEvent) -> None:

@@ -22,8 +22,8 @@ from longshift.model import Json, TurnStatus
 from longshift.testing.bench import as_sent, new_record, rehearse
 from longshift.testing.points import names_of, points_of
 from longshift.testing.scenario import Scenario
-from longshift.testing.verdict import Breach, Fault, Ran, Row, Violation, judge
-from longshift.testing.world import Faults, Time, World
+from longshift.testing.verdict import Breach, Ran, Row, Violation, judge
+from longshift.testing.world import Fault, Faults, Time, World
 
 TURN = UUID("01900000-0000-7000-8000-000000000001")
 LIMIT = timedelta(seconds=60)

@@ -6,19 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from longshift.events import Event, Kind
 from longshift.model import Json
 from longshift.testing.bench import Result
 from longshift.testing.points import names_of
-
-
-class Fault(StrEnum):
-    """What befell a run."""
-
-    CRASH = "crash"
-    PAUSE = "pause"
-    DOUBLE = "doubled wake-ups"
+from longshift.testing.world import Fault
 
 
 class Breach(StrEnum):
@@ -64,7 +58,7 @@ class Violation:
 class Ran:
     """One finished run: what is compared."""
 
-    result: Result[object]
+    result: Result[Any]
     effects: Mapping[str, int]
 
     @property
@@ -126,7 +120,7 @@ def judge(fault: Fault, point: str, ran: Ran, undisturbed: Ran, *, once: Sequenc
     )
 
 
-def _told(fault: Fault, result: Result[object]) -> str:
+def _told(fault: Fault, result: Result[Any]) -> str:
     match fault:
         case Fault.CRASH:
             return "died, another worker went on"
@@ -152,7 +146,7 @@ def _ending(ran: Ran, undisturbed: Ran) -> list[Violation]:
     return [Violation(Breach.OUTPUT, message)]
 
 
-def _records(result: Result[object]) -> list[Violation]:
+def _records(result: Result[Any]) -> list[Violation]:
     diverged = {event.key for event in result.events if event.kind == Kind.TURN_DIVERGED}
     names = Counter(
         name

@@ -47,8 +47,11 @@ class Faults:
 
 
 class Fault(StrEnum):
+    """What befalls a run."""
+
     CRASH = "crash"
     PAUSE = "pause"
+    DOUBLE = "doubled wake-ups"
 
 
 class Time:
