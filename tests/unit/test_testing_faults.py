@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshift import StepFailed, Turn, UsageError, agent, step
+from longshift import Retry, StepFailed, Turn, UsageError, agent, step
 from longshift.errors import LeaseLost, TurnEvicted
 from longshift.testing import named_crash_points, run
 from longshift.testing.points import points_of
@@ -119,6 +119,26 @@ def test_a_stale_writer_gets_lease_lost_and_then_refusals_for_every_call() -> No
     assert result.output == "done"
     assert [type(error) for error in caught] == [LeaseLost, TurnEvicted]
     assert result.calls == {"read": 4}  # two by the first worker, two by the second: the first result was recorded
+    assert result.late == ()
+
+
+def test_a_step_that_pauses_between_two_tries_is_not_tried_again_by_a_stale_writer() -> None:
+    tries: list[int] = []
+
+    @step(retry=Retry(attempts=2))
+    async def flaky(turn: Turn) -> str:
+        tries.append(turn.attempt)
+        if len(tries) == 1:
+            raise OSError("not yet")
+        return "at last"
+
+    @agent("trying")
+    async def trying(turn: Turn, _: None) -> list[str]:
+        return await turn.gather(flaky(turn), read("a"))
+
+    result = run(trying, None, pause_at="before step.completed 0.1/read")
+    assert result.output == ["at last", "A"]
+    assert tries == [1, 2]
     assert result.late == ()
 
 
