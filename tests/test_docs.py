@@ -102,3 +102,13 @@ def test_the_tutorial_runs(tmp_path: Path, guardian: Guardian) -> None:
     with stack(pages[starts].text.removeprefix("$ ").strip(), tmp_path, guardian):
         for block in pages[starts + 1 :]:
             run_console(block, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_guide_to_breaking_an_agent_runs(tmp_path: Path) -> None:
+    for block in blocks("how-to/break-your-agent.md"):
+        if block.title is not None:
+            (tmp_path / block.title).write_text(block.text)
+        else:
+            run_console(block, tmp_path)

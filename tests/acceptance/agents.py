@@ -1,7 +1,6 @@
 """The agents of the acceptance tests: loaded by real workers, they write what they do into one append-only file.
 
-``ACCEPTANCE_FOLDER`` names the folder of that file and of the gates at which an agent waits for its test. A worker that
-finds ``CRASH_AFTER=n`` in its environment dies by SIGKILL as soon as the n-th event of a session is durable.
+``ACCEPTANCE_FOLDER`` names the folder of that file and of the gates at which an agent waits for its test.
 """
 
 from __future__ import annotations
@@ -10,15 +9,12 @@ import asyncio
 import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from longshift import Turn, agent
-from longshift.journal import Journal
-from longshift.lease import Lease
 
 FOLDER = Path(os.environ["ACCEPTANCE_FOLDER"])
 EFFECTS = os.open(FOLDER / "effects.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -60,7 +56,7 @@ async def five(turn: Turn, n: int) -> dict[str, Any]:
     await turn.sleep(0.05)
     await turn.state.set("sides", sum(sides))
     page = await turn.artifact("page.md", f"# {sum(sides)}")
-    await turn.sleep(1.05)
+    await turn.sleep(2)  # far from the second below which a wait stays: the record of its begin may take its time
     last = await work(turn, "last", int(str(turn.state["sides"])))
     text = (await turn.read(page)).decode()
     return {"value": last, "sides": sides, "artifact": page.sha256, "text": text, "history": len(turn.history)}
@@ -69,22 +65,6 @@ async def five(turn: Turn, n: int) -> dict[str, Any]:
 undisturbed = agent("five")(five)
 for _n in range(1, VICTIMS + 1):
     globals()[f"five_{_n}"] = agent(f"five-{_n}", queue=f"victim-{_n}")(five)
-
-
-def crash_after(seq: int) -> None:
-    """Let this process die in the moment in which it learns that event ``seq`` is durable."""
-    acknowledge = Journal._acknowledge
-
-    def acknowledge_and_die(self: Journal, lease: Lease, done: Any) -> None:
-        acknowledge(self, lease, done)
-        if lease.seq >= seq:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Journal._acknowledge = acknowledge_and_die  # type: ignore[method-assign]
-
-
-if "CRASH_AFTER" in os.environ:
-    crash_after(int(os.environ["CRASH_AFTER"]))
 
 
 # ------------------------------------------------------------------------------------------------ pauses, order, load

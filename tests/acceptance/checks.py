@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tests.support.fleet import Effect, Json
+from longshift.model import Json
+from tests.support.fleet import Effect
 
 RECORDED = {"step.completed", "step.failed", "value.recorded", "wait.begun", "state.changed", "message.said"}
 

@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from longshift.embedded import Guardian, LocalRedis
+from longshift.testing.fleet import Client
 from tests.support.databases import Databases
-from tests.support.fleet import Client, Fleet
+from tests.support.fleet import Fleet
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

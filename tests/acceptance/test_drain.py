@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from statistics import median
 
+from longshift.model import Json
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_recorded_once, runs_of
-from tests.support.fleet import Fleet, Json
-from tests.support.waiting import wait_until_sync
+from tests.support.fleet import Fleet
 
 TURNS = 40
 

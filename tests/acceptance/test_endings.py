@@ -7,9 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from longshift.model import Json
+from longshift.testing.fleet import Client, Process
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_recorded_once, runs_of
-from tests.support.fleet import Client, Fleet, Json, Process
-from tests.support.waiting import wait_until_sync
+from tests.support.fleet import Fleet
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ import pytest
 import redis
 
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
+from longshift.model import Json
+from longshift.testing.fleet import Process
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_no_finished_step_ran_again, assert_recorded_once, runs_of
 from tests.support.databases import Databases
-from tests.support.fleet import Effect, Fleet, Json, Process
-from tests.support.waiting import wait_until_sync
+from tests.support.fleet import Effect, Fleet
 
 TURNS = 300
 IN_FLIGHT = 200

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from longshift.testing.fleet import Client, Process
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_recorded_once, completed_in
-from tests.support.fleet import Client, Fleet, Process
-from tests.support.waiting import wait_until_sync
+from tests.support.fleet import Fleet
 
 
 @pytest.fixture

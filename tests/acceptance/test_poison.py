@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_no_finished_step_ran_again, assert_recorded_once
 from tests.support.fleet import Fleet
-from tests.support.waiting import wait_until_sync
 
 INNOCENTS = 20
 LONG = pytest.mark.full

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from tests.support.fleet import KEY, Client, Fleet
-from tests.support.waiting import wait_until_sync
+from longshift.testing.fleet import Client
+from longshift.testing.waiting import wait_until_sync
+from tests.support.fleet import KEY, Fleet
 
 LATE = "tests.acceptance.late_agents"
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from longshift.model import Json
+from longshift.testing.fleet import Process
+from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_recorded_once
-from tests.support.fleet import Fleet, Json, Process
-from tests.support.waiting import wait_until_sync
+from tests.support.fleet import Fleet
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from longshift.embedded import Guardian, LocalRedis
+from longshift.model import Json
+from longshift.testing.meddler import Meddler
 from tests.support.databases import Databases
-from tests.support.fleet import Fleet, Json
-from tests.support.meddler import Meddler
+from tests.support.fleet import Fleet
 
 ROUNDS = 4
 AT_ONCE = 20

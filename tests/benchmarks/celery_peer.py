@@ -14,8 +14,8 @@ from typing import Literal, Self
 from celery import Celery, Task
 from celery.result import ResultSet
 
+from longshift.testing.waiting import wait_until_sync
 from tests.benchmarks.stack import GRACE, ROOT, Stack, environment
-from tests.support.waiting import wait_until_sync
 
 Pool = Literal["solo", "prefork"]
 NAME = "tests.benchmarks.nothing"

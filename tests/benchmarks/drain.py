@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
+from longshift.testing.waiting import wait_until
 from tests.benchmarks import checks, effects
 from tests.benchmarks.checks import History
 from tests.benchmarks.effects import BEGUN, DONE, Effect
@@ -20,7 +21,6 @@ from tests.benchmarks.figures import Report
 from tests.benchmarks.process import Process
 from tests.benchmarks.recovery import fill_up
 from tests.benchmarks.stack import PATIENCE, Site, Stack, until
-from tests.support.waiting import wait_until
 
 HOLDERS = "SELECT w.pid FROM sessions s JOIN workers w ON w.id = s.lease_worker WHERE s.open_turns > 0"
 

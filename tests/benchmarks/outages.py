@@ -20,12 +20,12 @@ from uuid import UUID
 import httpx
 
 from longshift.model import Prefix, new_id, parse_id
+from longshift.testing.waiting import wait_until
 from tests.benchmarks import checks, effects
 from tests.benchmarks.checks import History
 from tests.benchmarks.effects import BEGUN
 from tests.benchmarks.figures import Report
 from tests.benchmarks.stack import API_KEY, PATIENCE, Site, Stack, until
-from tests.support.waiting import wait_until
 
 ACCEPTED = 202
 Server = Literal["redis", "postgres"]

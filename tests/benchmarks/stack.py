@@ -28,9 +28,9 @@ from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from longshift.hot import Hot
 from longshift.mailbox import Mailbox
 from longshift.model import Json, TurnRecord, new_id
+from longshift.testing.waiting import wait_until
 from tests.benchmarks.process import Process
 from tests.support.databases import Databases
-from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]

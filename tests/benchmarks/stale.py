@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from uuid import UUID
 
+from longshift.testing.waiting import wait_until
 from tests.benchmarks import checks, effects, witness
 from tests.benchmarks.checks import History
 from tests.benchmarks.effects import BEGUN, DONE
@@ -21,7 +22,6 @@ from tests.benchmarks.figures import Report
 from tests.benchmarks.process import Process
 from tests.benchmarks.stack import PATIENCE, Settings, Site, Stack, until
 from tests.benchmarks.witness import Seen
-from tests.support.waiting import wait_until
 
 AGENTS = "tests.benchmarks.agents,tests.benchmarks.witness"
 HELD = """

@@ -14,9 +14,9 @@ from sqlalchemy import text
 
 from longshift.hot import delta_message, log_channel
 from longshift.model import Prefix, parse_id
+from longshift.testing.waiting import wait_until
 from longshift_api.schemas import EventPage
 from tests.support.api import Api, Hand
-from tests.support.waiting import wait_until
 
 
 @dataclass(frozen=True)

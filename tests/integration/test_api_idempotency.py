@@ -10,8 +10,8 @@ import httpx
 from sqlalchemy import text
 
 from longshift.model import new_id
+from longshift.testing.waiting import wait_until
 from tests.support.api import Api
-from tests.support.waiting import wait_until
 
 HELLO = {"agent": "echo", "input": {"text": "hello"}}
 

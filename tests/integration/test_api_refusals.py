@@ -15,10 +15,10 @@ from sqlalchemy import text
 
 from longshift.db import keys, leases
 from longshift.db.keys import Scope
+from longshift.testing.waiting import wait_until
 from longshift_api.auth import REMEMBERED
 from longshift_api.schemas import Problem
 from tests.support.api import ECHO, KEY, Api, Hand
-from tests.support.waiting import wait_until
 
 HELLO = {"agent": "echo", "input": {"text": "hello"}}
 JSON = {"Content-Type": "application/json"}

@@ -17,9 +17,9 @@ from longshift.db.database import Database
 from longshift.db.keys import ensure_key, ensure_tenant, list_keys
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from longshift.errors import ConfigError
+from longshift.testing.waiting import wait_until, wait_until_sync
 from longshift_api.server import bind
 from tests.support.api import KEY, Api, api_config, running_api
-from tests.support.waiting import wait_until, wait_until_sync
 
 HELLO = {"agent": "echo", "input": {"text": "hello"}}
 ROOT = Path(__file__).parents[2]

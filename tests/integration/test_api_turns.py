@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from longshift import wakeup
+from longshift.testing.waiting import wait_until
 from longshift_api.schemas import TurnPage, TurnView
 from tests.support.api import Api, Hand
-from tests.support.waiting import wait_until
 
 HELLO = {"agent": "echo", "input": {"text": "hello"}}
 

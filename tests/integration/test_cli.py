@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from longshift.embedded import Guardian
+from longshift.testing.waiting import wait_until_sync
 from tests.support.local_stack import COMMAND, LocalStack, call, environment, running
-from tests.support.waiting import wait_until_sync
 
 
 @pytest.fixture(scope="module")

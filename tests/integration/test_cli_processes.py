@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from longshift.embedded import Guardian
+from longshift.testing.waiting import wait_until_sync
 from tests.support.databases import Databases, execute, with_database
 from tests.support.local_stack import AGENTS, COMMAND, call, environment
-from tests.support.waiting import wait_until_sync
 
 
 @pytest.fixture

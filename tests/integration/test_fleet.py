@@ -18,8 +18,8 @@ import redis
 from longshift import wakeup
 from longshift.embedded import Guardian
 from longshift.model import new_id
+from longshift.testing.waiting import wait_until_sync as wait_until
 from tests.support.fleet_worker import Behaviour, RedisServer, Worker, start_worker
-from tests.support.waiting import wait_until_sync as wait_until
 
 KEY = wakeup.queue_key("default")
 SECRET = "v3ry-s3cret"

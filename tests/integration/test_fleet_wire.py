@@ -15,7 +15,7 @@ from celery import Celery
 
 from longshift import wakeup
 from longshift.model import new_id
-from tests.support.waiting import wait_until_sync
+from longshift.testing.waiting import wait_until_sync
 
 KEY = wakeup.queue_key("default")
 

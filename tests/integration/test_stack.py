@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from longshift.embedded import Guardian
+from longshift.testing.waiting import wait_until_sync
 from tests.support.local_stack import COMMAND, LocalStack, call, environment, gone, running
-from tests.support.waiting import wait_until_sync
 
 MORE = """
 from longshift import Turn, agent

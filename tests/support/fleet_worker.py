@@ -22,7 +22,7 @@ from uuid import UUID
 
 from longshift.embedded import Guardian
 from longshift.embedded.redis import _binary
-from tests.support.waiting import wait_until_sync
+from longshift.testing.waiting import wait_until_sync
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 20.0

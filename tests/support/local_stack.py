@@ -20,7 +20,7 @@ import psutil
 
 from longshift.cli import main
 from longshift.embedded import Guardian
-from tests.support.waiting import wait_until_sync
+from longshift.testing.waiting import wait_until_sync
 
 AGENTS = '''
 import asyncio

@@ -26,8 +26,8 @@ from longshift.artifacts.store import ThreadedStore, check_key
 from longshift.artifacts.threads import Lent
 from longshift.clock import Clock
 from longshift.errors import ConfigError, InvalidInput, Unavailable
+from longshift.testing.waiting import wait_until
 from tests.support.object_store import BUCKET, ObjectServer
-from tests.support.waiting import wait_until
 
 SECRET = "do-not-show-this-secret"
 SHORT = timedelta(milliseconds=300)

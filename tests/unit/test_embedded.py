@@ -20,7 +20,7 @@ import redis
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from longshift.embedded.guardian import born, command_line
 from longshift.errors import ConfigError
-from tests.support.waiting import wait_until_sync
+from longshift.testing.waiting import wait_until_sync
 
 ROOT = Path(__file__).parents[2]
 

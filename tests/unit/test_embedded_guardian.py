@@ -15,7 +15,7 @@ from longshift.embedded import FolderLock, Guardian
 from longshift.embedded.guardian import born, command_line
 from longshift.embedded.processes import last_line, stop_leftover
 from longshift.errors import ConfigError
-from tests.support.waiting import wait_until_sync
+from longshift.testing.waiting import wait_until_sync
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"

@@ -24,7 +24,8 @@ from longshift.errors import TurnEvicted
 from longshift.events import DEEPEST, Context, Event, Kind, encode, fold
 from longshift.testing import Result, crash_points, run
 from longshift.testing.bench import new_record
-from longshift.testing.outside import Outside, Time
+from longshift.testing.outside import Outside
+from longshift.testing.world import Time, World
 from tests.unit import programs
 from tests.unit.programs import interpreter
 
@@ -471,13 +472,14 @@ async def test_a_step_that_catches_its_interruption_records_nothing(caught: type
     now = datetime.now(UTC)
     record = new_record(framework, None, session_id=UUID(int=1), metadata={}, now=now, until=now + DAY)
     with ThreadPoolExecutor(1) as threads:
-        outside = Outside(record, [], {}, Time(SYSTEM), threads, None)
+        world = World(record, [], {}, Time(SYSTEM))
+        outside = Outside(world, epoch=1, threads=threads)
         execution = attempt.resumed(record, [], before=Context(), port=outside, now=now)
         task = asyncio.create_task(attempt.call(framework, execution, threads=threads))
         await running.wait()
         await attempt.unwind(task, execution)
     assert task.done()
-    assert outside.events == []
+    assert world.events == []
 
 
 def test_a_turn_stays_for_short_waits_and_leaves_for_long_ones() -> None:

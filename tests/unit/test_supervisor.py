@@ -13,7 +13,7 @@ import pytest
 
 from longshift.deaths import crashed
 from longshift.supervisor import Supervisor
-from tests.support.waiting import wait_until_sync
+from longshift.testing.waiting import wait_until_sync
 
 # The n-th life of the child does the n-th thing; it is told what to do as its arguments.
 CHILD = """

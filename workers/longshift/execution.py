@@ -264,6 +264,7 @@ class Execution:
             attempt += 1
             self.check()
             await self.port.ready()
+            self.check()  # the lease may have been lost while Postgres was away
 
     async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """One try of the step's function, within its time limit."""

@@ -72,13 +72,14 @@ class Worker:
         clock: Clock = SYSTEM,
         on_failure: Callable[[], None] = lambda: None,
         isolated: bool = False,
+        journal: Callable[..., Journal] = Journal,
     ) -> None:
         """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
         """
         self._isolated = isolated
-        self._on_failure = on_failure
+        self._on_failure, self._make_journal = on_failure, journal
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -105,7 +106,7 @@ class Worker:
         self._db = Database(url, size=config.pool_size, connect_timeout=config.connect_timeout, name="longshift-worker")
         self._hot = Hot(config.require("redis_url"))
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
-        self._journal = Journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
+        self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
         self._notices = Notices(self._hot)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in ("step", "agent")]
         outside = Outside(

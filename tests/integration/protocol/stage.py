@@ -23,7 +23,7 @@ from longshift.db import idempotency, intake, leases, log, mail
 from longshift.db.database import Database, Params
 from longshift.events import Kind, NewEvent
 from longshift.model import Claim, Json, MailKind, NewTurn, TurnStatus, new_id
-from tests.support.waiting import wait_until
+from longshift.testing.waiting import wait_until
 
 T = TypeVar("T")
 WEEK = timedelta(days=7)

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from longshift.db import leases, log, upkeep
 from longshift.db.liveness import HEARTBEAT, Liveness, Member, Pulse
 from longshift.model import new_id
+from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage, append
-from tests.support.waiting import wait_until
 
 LONG_AGO = datetime.fromisoformat("2001-01-01T00:00:00+00:00")
 TTL = timedelta(seconds=15)

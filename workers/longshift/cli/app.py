@@ -8,6 +8,7 @@ import typer
 
 from longshift.cli import keys, look, processes, work
 from longshift.cli.exits import EPILOG
+from longshift.cli.torture import torture
 from longshift.cli.up import up
 from longshift.errors import ConfigError
 
@@ -34,11 +35,12 @@ def options(
         raise typer.Exit
 
 
-_RUN, _WORK, _LOOK = "Run", "Give work", "Look"
+_RUN, _WORK, _LOOK, _TEST = "Run", "Give work", "Look", "Test"
 for panel, commands in (
     (_RUN, (up, processes.worker, processes.api, processes.migrate)),
     (_WORK, (work.submit, work.batch, work.cancel)),
     (_LOOK, (look.status, look.result, look.events, look.agents)),
+    (_TEST, (torture,)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel, epilog=EPILOG)(command)

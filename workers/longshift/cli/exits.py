@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
     """What a command's exit code means."""
 
     OK = 0
-    FAILED = 1  # the turn, or a turn of the batch, has not succeeded
+    FAILED = 1  # the turn, or a turn of the batch, has not succeeded; a tortured agent broke a promise
     USAGE = 2  # wrong arguments, settings or input
     NOT_FOUND = 3
     UNAVAILABLE = 4  # the API, Postgres or Redis does not answer
@@ -39,7 +39,7 @@ CODES: Mapping[type[LongshiftError], ExitCode] = {
     UsageError: ExitCode.USAGE,
 }
 EPILOG = (
-    "Exit codes: 0 done, 1 the turn has not succeeded, 2 wrong arguments or input, 3 not found, "
+    "Exit codes: 0 done, 1 the turn has not succeeded (or a promise was broken), 2 wrong arguments or input, 3 not found, "
     "4 no answer, 5 the API key is refused, 130 interrupted."
 )
 

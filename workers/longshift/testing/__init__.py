@@ -1,20 +1,23 @@
 """Runs an agent without any server, to test it: its log is a list, its sleeps take no time, its worker dies anywhere.
 
-    @pytest.mark.parametrize("crash_after", crash_points(triage, question))
-    def test_triage_survives(crash_after: int) -> None:
-        result = run(triage, question, crash_after=crash_after)
+    @pytest.mark.parametrize("point", named_crash_points(triage, question))
+    def test_triage_survives(point: str) -> None:
+        result = run(triage, question, crash_at=point)
         assert result.output == expected
         assert result.calls["read"] == 1
 
-The code that replays, counts and records is the worker's own (``longshift.attempt``, ``longshift.execution``); what
-differs is the outside: a list for the log, a dict for artifacts, counted words for full-text search.
+``torture`` does that for every point and every fault, and says what went wrong. The code that replays, counts and records
+is the worker's own (``longshift.attempt``, ``longshift.execution``); what differs is the outside: a list under a fence
+for the log, a dict for artifacts, counted words for full-text search.
+
+Real processes are in ``longshift.testing.fleet`` (start, kill, pause, drain), a proxy that drops and doubles wake-ups in
+``longshift.testing.meddler``, and ``wait_until`` in ``longshift.testing.waiting``.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,8 +25,11 @@ from longshift.agent import Agent
 from longshift.clock import SYSTEM, Clock
 from longshift.events import Event
 from longshift.model import Json, new_id
-from longshift.testing.bench import Bench, Fakes, Result, as_sent, named, new_record
-from longshift.testing.outside import Delta, Outside, Time
+from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
+from longshift.testing.points import points_of
+from longshift.testing.scenario import Effects, Scenario
+from longshift.testing.tormentor import Report, torture
+from longshift.testing.world import Delta, Faults, Time, World
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -35,6 +41,9 @@ def run(
     *,
     fake: Fakes | None = None,
     crash_after: int | None = None,
+    crash_at: str | None = None,
+    pause_at: str | None = None,
+    deliver_twice: bool = False,
     log: list[Event] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -49,14 +58,22 @@ def run(
         fake: for steps, by function or name: the result, an exception to raise, or a function to call instead.
         crash_after: the worker dies when this many events of the turn have become durable, and another one goes on from
             the log. In one process: ``finally`` blocks run, but nothing durable can be done in them.
+        crash_at: the same at a point by its name, such as ``"before step.completed charge"``: the effect has happened,
+            its record has not. ``named_crash_points`` lists them; ``longshift.testing.points`` says what they mean.
+        pause_at: the worker is stopped at this point, as by SIGSTOP, until another one has taken over and ended the turn.
+            Then it goes on as a stale writer: its next record is refused with ``LeaseLost``, every call after that too.
+            ``result.refused`` has what it tried. In one process: what runs in a step when it stops runs on to its end.
+        deliver_twice: the wake-up comes again at each record and after the end; every copy is refused.
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
         metadata: of the turn.
-        clock: where its time starts and how it flows; sleeps and back-off jump ahead of it.
+        clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
+            stands still but for them.
         deadline: a turn that sleeps past it expires.
 
     Raises:
         InvalidInput: the input does not fit the agent.
+        UsageError: the turn has no point of the name given; the message lists those it has.
     """
     return asyncio.run(
         arun(
@@ -64,6 +81,9 @@ def run(
             input,
             fake=fake,
             crash_after=crash_after,
+            crash_at=crash_at,
+            pause_at=pause_at,
+            deliver_twice=deliver_twice,
             log=log,
             artifacts=artifacts,
             metadata=metadata,
@@ -79,6 +99,9 @@ async def arun(
     *,
     fake: Fakes | None = None,
     crash_after: int | None = None,
+    crash_at: str | None = None,
+    pause_at: str | None = None,
+    deliver_twice: bool = False,
     log: list[Event] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -86,6 +109,7 @@ async def arun(
     deadline: timedelta = timedelta(days=7),
 ) -> Result[O]:
     """``run`` for a test that has an event loop."""
+    faults = Faults(crash_after, crash_at, pause_at, deliver_twice)
     sent = as_sent(agent, input)
     agent.read_input(sent)
     time = Time(clock)
@@ -99,12 +123,8 @@ async def arun(
         now=now,
         until=now + deadline,
     )
-    with ThreadPoolExecutor(8, "step") as steps, ThreadPoolExecutor(8, "agent") as agents:
-        outside = Outside(record, log, artifacts if artifacts is not None else {}, time, steps, crash_after)
-        bench = Bench(agent, outside, agents, named(fake or {}))
-        while not bench.ended:
-            await bench.attempt()
-    return bench.result()
+    world = World(record, log, artifacts if artifacts is not None else {}, time, faults)
+    return await rehearse(agent, world, fake=fake or {})
 
 
 def crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> range:  # noqa: A002
@@ -112,4 +132,20 @@ def crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> range: 
     return range(1, len(run(agent, input, **options).events) + 1)
 
 
-__all__ = ["Delta", "Result", "arun", "crash_points", "run"]
+def named_crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> list[str]:  # noqa: A002
+    """Every value of ``crash_at`` and ``pause_at``: before and after each event of an undisturbed run, in its order."""
+    return points_of(run(agent, input, **options).events)
+
+
+__all__ = [
+    "Delta",
+    "Effects",
+    "Report",
+    "Result",
+    "Scenario",
+    "arun",
+    "crash_points",
+    "named_crash_points",
+    "run",
+    "torture",
+]

@@ -16,12 +16,15 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.ending import end
+from longshift.errors import LeaseLost
 from longshift.events import Context, Event, fold
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus, new_id
 from longshift.place import running_step
 from longshift.steps import StepDefinition
-from longshift.testing.outside import Crashed, Delta, Outside
+from longshift.testing.outside import Crashed, Outside
+from longshift.testing.world import Delta, World
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -43,6 +46,8 @@ class Result(Generic[O]):
         deltas: what it emitted.
         unused: keys of recorded steps that the last attempt did not ask for: the code between steps takes another way
             on a replay than it did before.
+        refused: what the fence has refused, in its order: writes of a stale writer, and doubled wake-ups.
+        late: what a stale writer did although it had been refused. Only an agent that catches ``BaseException`` can.
     """
 
     status: TurnStatus
@@ -53,6 +58,8 @@ class Result(Generic[O]):
     artifacts: Mapping[str, bytes]
     deltas: tuple[Delta, ...]
     unused: tuple[str, ...]
+    refused: tuple[str, ...]
+    late: tuple[str, ...]
     value: O | None
 
     @property
@@ -72,99 +79,103 @@ class Rehearsal(Execution):
 
     fakes: Mapping[Callable[..., Any] | str, Any]
     calls: Counter[str]
+    outside: Outside
 
     async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         outermost = running_step()
         if outermost is not None and outermost.definition is step and not step.ours:
             self.calls[step.name] += 1
+            if self.outside.refused:
+                self.outside.world.late.append(f"step {step.name}")
         fake = self.fakes.get(step.function, self.fakes.get(step.name, step.function))
         if isinstance(fake, Exception):
             raise fake
         return await super().once(replace(step, function=fake), args, kwargs) if callable(fake) else fake
 
 
-class Bench:
-    """One turn, from attempt to attempt."""
+@dataclass(slots=True)
+class Ending:
+    """How an attempt let the turn end."""
 
-    def __init__(
-        self,
-        agent: Agent[Any, Any],
-        outside: Outside,
-        threads: ThreadPoolExecutor,
-        fakes: Mapping[Callable[..., Any] | str, Any],
-    ) -> None:
-        self._agent, self._outside, self._threads, self._fakes = agent, outside, threads, fakes
-        self._calls: Counter[str] = Counter()
-        self._unused: tuple[str, ...] = ()
-        self._outcome: Outcome | None = None
+    outcome: Outcome
+    unused: tuple[str, ...]
+
+
+class Attempt:
+    """One worker's try at the turn: from its claim until the agent ends, waits, or the worker dies or is refused."""
+
+    def __init__(self, bench: Bench, outside: Outside) -> None:
+        self.outside = outside
+        self._bench, self._world = bench, outside.world
         self._wake = asyncio.Event()
-        self._crashed = False
-        outside.on_crash = self._crash
+        self._stop = False  # the worker is dead or refused: nothing of what the agent does counts any more
+        outside.on_crash = self._look_up
 
-    @property
-    def ended(self) -> bool:
-        """Whether the terminal event is durable; it counts even if the worker died right after it."""
-        if self._outcome is None or not self._outside.events:
-            return False
-        return self._outside.events[-1].kind == self._outcome.event(self._outside.record).kind
-
-    def _crash(self) -> None:
-        self._crashed = True
+    def _look_up(self) -> None:
+        self._stop = True
         self._wake.set()
 
-    async def attempt(self) -> None:
-        """Start, resume, and let the agent run until it ends, waits or dies with its worker."""
-        outside, record = self._outside, self._outside.record
-        recorded = outside.events
+    async def run(self) -> None:
+        """Start, resume, and let the agent run."""
+        world, outside = self._world, self.outside
+        record = world.record
         now = outside.clock.now()
-        outside.revive()
-        self._crashed = False
-        started = replace(record, attempts=record.attempts + 1)
-        outside.record = started
         try:
-            outside.write(begun(record, self._agent, now=now))
-            before = fold(outside.log[: outside.first], start=Context())
+            await outside.write(begun(record, self._bench.agent, now=now))
+            recorded = world.events if record.attempts else []  # whoever was stopped meanwhile sees what came since
+            before = fold(world.log[: world.first], start=Context())
             execution = resumed(record, recorded, before=before, port=outside, now=now, make=Rehearsal)
             assert isinstance(execution, Rehearsal)
-            execution.fakes, execution.calls = self._fakes, self._calls
+            execution.outside, execution.fakes, execution.calls = outside, self._bench.fakes, self._bench.calls
             outcome = await self._drive(execution)
-            self._unused = tuple(execution.replay.unused)
             if outcome is not None:
-                self._outcome = outcome
-                outside.write(outcome.event(record))
-        except Crashed:
+                event = outcome.event(record)
+                self._bench.endings[event.id] = Ending(outcome, tuple(execution.replay.unused))
+                await outside.write(event)
+        except (Crashed, LeaseLost):
             pass
+        finally:
+            world.release(outside.epoch)
 
     async def _drive(self, execution: Rehearsal) -> Outcome | None:
-        """The outcome; None: the turn has left its worker, or the worker died."""
-        self._wake = asyncio.Event()
-        execution.on_idle = self._outside.time.on_sleep = self._wake.set
-        task = asyncio.create_task(call(self._agent, execution, threads=self._threads))
+        """The outcome; None: the turn has left its worker, or the worker died or was refused."""
+        time = self._world.time
+        execution.on_idle = self._wake.set
+        time.on_sleep.add(self._wake.set)
+        task = asyncio.create_task(call(self._bench.agent, execution, threads=self._bench.threads))
         task.add_done_callback(lambda _: self._wake.set())
+
+        def lost() -> None:
+            execution.unwind("its lease is gone")
+            self._look_up()
+
+        self.outside.on_lost = lost
         try:
             until = await self._watch(task, execution)
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
         finally:
             await unwind(task, execution)
-        if self._crashed:
+            time.on_sleep.discard(self._wake.set)
+        if self._stop:
             return None
         if not ended:
             assert until is not None
-            return self._leave(until)
+            return await self._leave(until)
         if task.cancelled() or task.exception() is not None:
             return failed("internal", "the agent gave no result")
         return task.result()
 
     async def _watch(self, task: asyncio.Task[Outcome], execution: Rehearsal) -> datetime | None:
         """Wait until the agent ends, its worker dies or every branch waits (the answer: until when)."""
-        quiet = False
-        while not (self._crashed or task.done()):
+        quiet, time = False, self._world.time
+        while not (self._stop or task.done()):
             if execution.waits.idle:
                 return execution.waits.until
-            due = self._outside.time.next_due
+            due = time.next_due
             if quiet and due is not None and not execution.busy:
-                self._outside.time.jump(due)
+                time.jump(due)
             quiet = await self._quiet(None if due is None else QUIET)
+            await self.outside.running()
         return None
 
     async def _quiet(self, seconds: float | None) -> bool:
@@ -176,30 +187,93 @@ class Bench:
         self._wake.clear()
         return False
 
-    def _leave(self, until: datetime) -> Outcome | None:
+    async def _leave(self, until: datetime) -> Outcome | None:
         """The turn waits without a worker; the clock jumps to where it comes back."""
-        outside = self._outside
-        outside.write(left(outside.record, until=until))
-        outside.time.jump(min(until, outside.record.deadline))
-        if until >= outside.record.deadline:
+        record = self._world.record
+        await self.outside.write(left(record, until=until))
+        self._world.time.jump(min(until, record.deadline))
+        if until >= record.deadline:
             return stopped(TurnStatus.EXPIRED, "")
         return None
 
-    def result(self) -> Result[Any]:
-        outside, outcome = self._outside, self._outcome
-        assert outcome is not None
-        value = self._agent.output.validate_json(outcome.output) if outcome.output is not None else None
+
+class Bench:
+    """One turn, from attempt to attempt, until it has ended and no worker of it is left."""
+
+    def __init__(
+        self,
+        agent: Agent[Any, Any],
+        world: World,
+        *,
+        fakes: Mapping[Callable[..., Any] | str, Any],
+        steps: ThreadPoolExecutor,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.agent, self.world, self.fakes, self.threads = agent, world, fakes, threads
+        self.calls: Counter[str] = Counter()
+        self.endings: dict[UUID, Ending] = {}  # by the id of the event that was to record it
+        self._steps = steps
+
+    async def run(self) -> Result[Any]:
+        """
+        Raises:
+            UsageError: the fault never happened, because the turn has no such point.
+        """
+        attempts: list[tuple[Attempt, asyncio.Task[None]]] = []
+        try:
+            while not self.world.ended:
+                epoch = self.world.claim()
+                assert epoch is not None, "nobody else holds the session"
+                attempt = Attempt(self, Outside(self.world, epoch=epoch, threads=self._steps))
+                task = asyncio.create_task(attempt.run())
+                attempts.append((attempt, task))
+                if await _stopped(attempt, task):
+                    self.world.rescue()  # past its lease: others take over
+            for attempt, task in attempts:  # whoever was stopped goes on, as a stale writer
+                attempt.outside.resume()
+                await task
+        finally:
+            await end(task for _, task in attempts)
+        self.world.deliver_again()
+        self.world.check_fired()
+        return self._result()
+
+    def _result(self) -> Result[Any]:
+        world = self.world
+        ending = self.endings[world.log[-1].id]
+        outcome = ending.outcome
+        value = self.agent.output.validate_json(outcome.output) if outcome.output is not None else None
         return Result(
             status=outcome.status,
             error=json.loads(outcome.error) if outcome.error is not None else None,
-            events=tuple(outside.events),
-            attempts=outside.record.attempts,
-            calls=self._calls,
-            artifacts=outside.kept,
-            deltas=tuple(outside.deltas),
-            unused=self._unused,
+            events=tuple(world.events),
+            attempts=world.record.attempts,
+            calls=self.calls,
+            artifacts=world.kept,
+            deltas=tuple(world.deltas),
+            unused=ending.unused,
+            refused=tuple(world.refused),
+            late=tuple(world.late),
             value=value,
         )
+
+
+async def _stopped(attempt: Attempt, task: asyncio.Task[None]) -> bool:
+    """Whether the attempt's worker was stopped in the middle; else it has ended, and its errors are raised."""
+    stop = asyncio.create_task(attempt.outside.stopped.wait())
+    try:
+        await asyncio.wait({stop, task}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end([stop])
+    if task.done():
+        task.result()
+    return not task.done()
+
+
+async def rehearse(agent: Agent[I, O], world: World, *, fake: Fakes) -> Result[O]:
+    """Run the turn of ``world`` to its end."""
+    with ThreadPoolExecutor(8, "step") as steps, ThreadPoolExecutor(8, "agent") as threads:
+        return await Bench(agent, world, fakes=named(fake), steps=steps, threads=threads).run()
 
 
 def named(fakes: Fakes) -> dict[Callable[..., Any] | str, Any]:

@@ -1,179 +1,154 @@
-"""What an agent under test reaches: a list for the log, a dict for artifacts, counted words for full-text search."""
+"""What one worker of a turn under test reaches: a list for the log, a dict for artifacts, counted words for search."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
-from longshift.clock import Clock
 from longshift.config import Config
 from longshift.contract import Artifact, Passage
-from longshift.errors import ControlFlow, NotFound
-from longshift.events import Event, NewEvent
-from longshift.model import Prefix, TurnRecord, parse_id, show_id
+from longshift.errors import ControlFlow, LeaseLost, NotFound
+from longshift.events import NewEvent
+from longshift.model import Prefix, parse_id, show_id
+from longshift.testing.world import Delta, Fault, World
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What ``emit`` showed, and which step and try of it did."""
-
-    text: str
-    step: str
-    attempt: int
 
 
 class Crashed(ControlFlow):
     """The worker is dead: nothing more becomes durable in this attempt."""
 
 
-class Time:
-    """A clock that can jump ahead, and those who sleep until it does."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._ahead = timedelta(0)
-        self._sleepers: dict[asyncio.Future[None], datetime] = {}
-        self.on_sleep: Callable[[], None] = lambda: None
-        self.clock = Clock(now=lambda: clock.now() + self._ahead, monotonic=clock.monotonic)
-
-    @property
-    def next_due(self) -> datetime | None:
-        return min(self._sleepers.values(), default=None)
-
-    async def sleep_until(self, due: datetime) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._sleepers[future] = due
-        self.on_sleep()
-        try:
-            await future
-        finally:
-            del self._sleepers[future]
-
-    def jump(self, to: datetime) -> None:
-        self._ahead += max(timedelta(0), to - self.clock.now())
-        for future, due in self._sleepers.items():
-            if due <= to and not future.done():
-                future.set_result(None)
-
-
 class Outside:
-    """The ``Port`` of a turn whose log is a list."""
+    """The ``Port`` of one attempt at a turn whose log is a list."""
 
     step_timeout = timedelta(minutes=10)
     max_event: int = Config.model_fields["max_event"].default
 
-    def __init__(
-        self,
-        record: TurnRecord,
-        log: list[Event],
-        artifacts: MutableMapping[str, bytes],
-        time: Time,
-        threads: ThreadPoolExecutor,
-        crash_after: int | None,
-    ) -> None:
-        self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
-        self.clock = time.clock
-        self.first = len(log)
-        self.kept: dict[str, bytes] = {}
-        self.deltas: list[Delta] = []
+    def __init__(self, world: World, *, epoch: int, threads: ThreadPoolExecutor) -> None:
+        self.world, self.epoch = world, epoch
+        self.clock = world.time.clock
         self.on_crash: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.dead = False
+        self.refused = False
+        self.stopped = asyncio.Event()  # once it was: it stays set
+        self._running = asyncio.Event()
+        self._running.set()
         self._threads = threads
-        self._crash_after = crash_after
-        self._dead = False
-        self._passages: dict[tuple[str, int], str] = {}
 
-    @property
-    def events(self) -> list[Event]:
-        return self.log[self.first :]
+    # -- faults
 
-    def revive(self) -> None:
-        """Another worker takes over."""
-        self._dead = False
+    async def running(self) -> None:
+        """Wait while the process is stopped."""
+        await self._running.wait()
 
-    def write(self, event: NewEvent) -> None:
+    async def awake(self) -> None:
+        """The same; the dead do not return."""
+        await self.running()
+        if self.dead:
+            await asyncio.get_running_loop().create_future()
+
+    def resume(self) -> None:
+        self._running.set()
+
+    async def _reach(self, point: str) -> None:
+        match self.world.reach(point):
+            case Fault.CRASH:
+                self.dead = True
+                raise Crashed
+            case Fault.PAUSE:
+                self._running.clear()
+                self.stopped.set()
+                await self.running()
+            case _:
+                pass
+
+    async def write(self, event: NewEvent) -> None:
         """Make one event durable.
 
         Raises:
-            Crashed: it was the last one before the crash, or comes after it.
+            Crashed: this worker dies before or after it.
+            LeaseLost: another one has taken over.
         """
-        if self._dead:
+        if self.dead:
             raise Crashed
-        self.log.append(
-            Event(
-                session_id=self.record.session_id,
-                seq=len(self.log) + 1,
-                id=event.id,
-                epoch=self.record.attempts,
-                turn_id=event.turn_id,
-                kind=event.kind,
-                key=event.key,
-                payload=json.loads(event.payload),
-                created_at=self.clock.now(),
-            )
-        )
-        if len(self.events) == self._crash_after:
-            self._dead = True
-            raise Crashed
+        await self.running()
+        name = self.world.name(event)
+        await self._reach(f"before {name}")
+        self.world.deliver_again()
+        try:
+            self.world.write(event, name=name, epoch=self.epoch)
+        except LeaseLost:
+            self.refused = True
+            self.on_lost()
+            raise
+        await self._reach(f"after {name}")
+
+    # -- the port
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         await asyncio.sleep(0)
         try:
             for event in events:
-                self.write(event)
+                await self.write(event)
         except Crashed:
             self.on_crash()
-            await asyncio.get_running_loop().create_future()  # the dead do not return
+            await self.awake()
         await asyncio.sleep(0)
 
     async def ready(self) -> None:
         await asyncio.sleep(0)
+        await self.awake()
 
     def emit(self, text: str, *, step: str, attempt: int) -> None:
-        self.deltas.append(Delta(text, step, attempt))
+        self.world.deltas.append(Delta(text, step, attempt))
 
     async def back_off(self, seconds: float) -> None:
-        self.time.jump(self.clock.now() + timedelta(seconds=seconds))
+        await self.awake()
+        self.world.time.jump(self.clock.now() + timedelta(seconds=seconds))
         await asyncio.sleep(0)
 
     async def sleep_until(self, due: datetime) -> None:
-        await self.time.sleep_until(due)
+        await self.world.time.sleep_until(due)
+        await self.awake()
 
     async def in_thread(self, function: Callable[[], T]) -> T:
+        await self.awake()
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
+        await self.awake()
         identity = show_id(Prefix.ARTIFACT, artifact_id)
-        self.artifacts[identity] = self.kept[name] = data
+        self.world.artifacts[identity] = self.world.kept[name] = data
         sha256 = hashlib.sha256(data).hexdigest()
         return Artifact(id=identity, name=name, size=len(data), sha256=sha256, content_type=content_type)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
-        for identity, data in self.artifacts.items():
+        for identity, data in self.world.artifacts.items():
             if parse_id(Prefix.ARTIFACT, identity) == artifact_id:
                 return data
         raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
 
     async def index(self, source: str, texts: Sequence[str], /) -> int:
+        await self.awake()
         for ordinal, text in enumerate(texts):
-            self._passages.setdefault((source, ordinal), text)
+            self.world.passages.setdefault((source, ordinal), text)
         return len(texts)
 
     async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]:
         words = _words(query)
         found = [
             Passage(source=source, ordinal=ordinal, text=text, score=score)
-            for (source, ordinal), text in self._passages.items()
+            for (source, ordinal), text in self.world.passages.items()
             if (sources is None or source in sources) and (score := _score(words, text)) > 0
         ]
         return sorted(found, key=lambda p: (-p.score, p.source, p.ordinal))[:limit]

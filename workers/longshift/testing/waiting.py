@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, overload
 
+from longshift.clock import SYSTEM
+
 T = TypeVar("T")
 
 POLL = 0.02  # seconds
@@ -23,22 +25,22 @@ async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, description: 
     Raises:
         AssertionError: nothing true within ``limit`` seconds; the message has ``description`` and the last value.
     """
-    end = time.monotonic() + limit
+    end = SYSTEM.monotonic() + limit
     while True:
         found = predicate()
         value: T = await found if inspect.isawaitable(found) else found
         if value:
             return value
-        if time.monotonic() > end:
+        if SYSTEM.monotonic() > end:
             raise AssertionError(f"not within {limit:g} s: {description} (last value: {value!r})")
         await asyncio.sleep(POLL)
 
 
 def wait_until_sync(predicate: Callable[[], T], *, description: str, limit: float = 20.0) -> T:
     """The same for tests without an event loop."""
-    end = time.monotonic() + limit
+    end = SYSTEM.monotonic() + limit
     while not (value := predicate()):
-        if time.monotonic() > end:
+        if SYSTEM.monotonic() > end:
             raise AssertionError(f"not within {limit:g} s: {description} (last value: {value!r})")
         time.sleep(POLL)
     return value

@@ -19,9 +19,13 @@ WAKE_UPS = b"longshift.wake."
 
 
 class Meddler:
-    """``with Meddler(redis_url, drop=0.1, double=0.1) as meddler``: give ``meddler.url`` to who shall suffer it."""
+    """``with Meddler(redis_url, drop=0.1, double=0.1) as meddler``: give ``meddler.url`` to who shall suffer it.
 
-    def __init__(self, url: str, *, drop: float, double: float, seed: int = 1) -> None:
+    ``passed``, ``dropped`` and ``doubled`` count wake-ups. Redis must listen on TCP.
+    """
+
+    def __init__(self, url: str, *, drop: float = 0, double: float = 0, seed: int = 1) -> None:
+        """``drop`` and ``double`` are probabilities; the same ``seed`` makes the same choices in the same order."""
         self._target = urlsplit(url)
         self._drop, self._double = drop, double
         self._random = Random(seed)
