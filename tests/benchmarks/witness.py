@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,7 +19,7 @@ from uuid import UUID
 from longshift import Turn, agent
 from longshift.db import log
 from longshift.db.database import Database
-from longshift.db.liveness import Liveness, Pulse
+from longshift.db.liveness import Answer, Liveness, Pulse
 from longshift.db.log import Done, Key, Write
 from tests.benchmarks.agents import Work, labour
 
@@ -75,7 +74,7 @@ def _note(out: int, what: str, writes: Sequence[Write]) -> None:
 def hold_up(seconds: float) -> None:
     beat, last = Liveness.beat, time.monotonic()
 
-    def held_up(self: Liveness, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> datetime | None:
+    def held_up(self: Liveness, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> Answer | None:
         nonlocal last
         if time.monotonic() - last > LONG_AGO:
             time.sleep(seconds)  # in the heartbeat's own thread
