@@ -8,6 +8,19 @@ from dataclasses import dataclass
 from tests.chaos import checks_logs, checks_rest, checks_turns
 from tests.chaos.evidence import Evidence
 
+
+def _events(found: Evidence) -> int:
+    return sum(map(len, found.events.values()))
+
+
+def _kinds(found: Evidence, kind: str) -> int:
+    return sum(event["kind"] == kind for events in found.events.values() for event in events)
+
+
+def _noted(found: Evidence, *what: str) -> int:
+    return sum(effect.what in what for effect in found.effects)
+
+
 CHECKS: Mapping[Callable[[Evidence], Iterator[str]], Callable[[Evidence], int]] = {
     checks_turns.accepted_turns_end: lambda e: len(e.asked),
     checks_turns.ends_are_final: lambda e: len(e.seen) + len(e.turns),
@@ -59,15 +72,3 @@ def check(found: Evidence) -> list[Checked]:
         )
         for function, looked_at in CHECKS.items()
     ]
-
-
-def _events(found: Evidence) -> int:
-    return sum(map(len, found.events.values()))
-
-
-def _kinds(found: Evidence, kind: str) -> int:
-    return sum(event["kind"] == kind for events in found.events.values() for event in events)
-
-
-def _noted(found: Evidence, *what: str) -> int:
-    return sum(effect.what in what for effect in found.effects)

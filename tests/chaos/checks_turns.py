@@ -96,8 +96,9 @@ def turns_start_in_order(found: Evidence) -> Iterator[str]:
     """P3: positions follow the order of acceptance, and turns start in the order of their positions."""
     for asked in found.asked:
         turn, before = found.turns.get(asked.turn), found.turns.get(asked.after or "")
-        placed = turn and before and None not in (turn["position"], before["position"])
-        if placed and turn["position"] <= before["position"]:
+        if not turn or not before or None in (turn["position"], before["position"]):
+            continue  # scheduled, and cancelled before it had a place
+        if turn["position"] <= before["position"]:
             yield f"{turn['id']} was sent after {before['id']} had been accepted, and stands before it"
     for session, events in found.events.items():
         starts: dict[str, None] = {e["turn_id"]: None for e in events if e["kind"] == "turn.started"}
