@@ -50,18 +50,21 @@ class Edge:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, method: str, path: str, *, key: str | None = None, **more: Any) -> httpx.Response:
+    async def ask(
+        self, method: str, path: str, *, key: str | None = None, kind: str | None = None, **more: Any
+    ) -> httpx.Response:
         """The answer, as soon as there is one that is not "try again".
 
         Raises:
             GaveUpError: the run was over before.
         """
-        headers = {"Idempotency-Key": key} if key else {}
+        given = {"Idempotency-Key": key, "Content-Type": kind}
+        headers = {name: value for name, value in given.items() if value}
         last = "nothing"
         while not self.over.is_set():
             url = self._random.choice(self.urls)
             try:
-                answer = await self._http.request(method, url + path, headers=headers | more.pop("headers", {}), **more)
+                answer = await self._http.request(method, url + path, headers=headers, **more)
             except httpx.TransportError as error:
                 last = type(error).__name__
                 self.statuses[last] += 1
@@ -82,7 +85,7 @@ class Edge:
         kind = "application/jsonl" if isinstance(body, bytes) else "application/json"
 
         async def send() -> Json:
-            answer = await self.ask("POST", path, key=key, content=content, headers={"Content-Type": kind})
+            answer = await self.ask("POST", path, key=key, kind=kind, content=content)
             return answer.json() if answer.status_code == 202 else None
 
         answers = await asyncio.gather(*(send() for _ in range(2 if twice else 1)))

@@ -1,0 +1,345 @@
+"""The stage: servers, API replicas and workers, as real processes, and everything that can be done to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import redis
+
+from longshift.config import Config
+from longshift.db import migrations
+from longshift.embedded import Guardian, LocalPostgres, LocalRedis
+from tests.chaos.evidence import Death
+from tests.chaos.objects import FaultyStore, Mood
+from tests.chaos.schedule import RESTARTED_AFTER, Fault, FaultKind
+from tests.support.fleet import FAST, KEY, WORKER, Fleet, Process, free_port
+from tests.support.meddler import Meddler
+from tests.support.object_store import ObjectServer
+
+QUICK: Mapping[str, object] = {
+    "heartbeat": 0.3,
+    "lock_grace": 1,
+    "lease_ttl": 3,
+    "sweep": 0.1,
+    "rering": 0.5,
+    "drain_grace": 5,
+    "loop_limit": 3,
+    "step_timeout": 20,
+}
+"""Settings under which two minutes hold many deaths and rescues."""
+SMALL: Mapping[str, object] = {"capacity": 8, "threads": 8, "pool_size": 4}
+"""A fleet that is always a little short of room."""
+DROPPED = DOUBLED = 0.1
+"""Shares of all wake-ups."""
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "chaos", "AWS_SECRET_ACCESS_KEY": "chaos", "AWS_EC2_METADATA_DISABLED": "true"}
+POISONED = frozenset({70, 41, -signal.SIGSEGV})
+"""Exit codes of a process that a poison turn has ended: its loop was blocked, ``os._exit``, a segmentation fault."""
+DRAIN_LIMIT = 45.0
+"""Seconds from SIGTERM to the end of a process: the grace, and time for agents that do not listen."""
+READY = {"worker": "worker ready", "api": "the api listens"}
+
+
+@dataclass
+class Slot:
+    """A place for one worker or API replica, refilled whenever its process ends."""
+
+    kind: str  # "worker" or "api"
+    number: int
+    process: Process | None = None
+    incarnation: int = 0
+    killed: bool = False
+    drained_at: float | None = None
+    paused: bool = False
+    restart_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.number}.{self.incarnation}"
+
+    @property
+    def up(self) -> bool:
+        return self.process is not None and self.process.alive
+
+    @property
+    def ready(self) -> bool:
+        return self.process is not None and self.up and READY[self.kind] in self.process.log()
+
+
+class Stage:
+    """``async with Stage(folder, ...) as stage``; ``urls`` are the API replicas."""
+
+    def __init__(
+        self, folder: Path, *, guardian: Guardian, seed: int, workers: int, replicas: int, quick: bool, poison: bool
+    ) -> None:
+        self.folder = folder
+        self._guardian = guardian
+        self._seed = seed
+        self._poison = poison
+        defaults = Config.model_fields
+        usual = {name: defaults[name].default.total_seconds() for name in FAST}
+        self.settings: dict[str, object] = {**(QUICK if quick else usual), **SMALL, "agents": "tests.chaos.agents"}
+        self.slots = [Slot("worker", n) for n in range(workers)] + [Slot("api", n) for n in range(replicas)]
+        self.urls = [""] * replicas
+        self.injected: Counter[FaultKind] = Counter()
+        self.missed: Counter[FaultKind] = Counter()  # nobody there to suffer it
+        self.deaths: list[Death] = []
+        self.poisoned = self.failed_starts = self.starts = 0
+        self._busy = {target: asyncio.Lock() for target in ("redis", "postgres", "store")}
+        self._faults: set[asyncio.Task[None]] = set()
+        self._stack = AsyncExitStack()
+
+    @property
+    def ttl(self) -> float:
+        return float(str(self.settings["lease_ttl"]))
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in list(self._faults):
+            task.cancel()
+        await asyncio.gather(*self._faults, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        os.environ.update(CREDENTIALS)
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True)
+        self._postgres = LocalPostgres(self.folder / "postgres", guardian=self._guardian)
+        self._redis = LocalRedis(self.folder / "redis", guardian=self._guardian)
+        self._stack.callback(self._postgres.stop)
+        self._stack.callback(self._redis.stop)
+        self.database_url = await asyncio.to_thread(self._postgres.start)
+        await asyncio.to_thread(self._redis.start)
+        await asyncio.to_thread(migrations.upgrade, self.database_url)
+        self.meddler = self._stack.enter_context(
+            Meddler(self._redis.url, drop=DROPPED, double=DOUBLED, seed=self._seed)
+        )
+        objects = self._stack.enter_context(ObjectServer())
+        self.store = await self._stack.enter_async_context(FaultyStore(objects.endpoint, seed=self._seed))
+        self.settings["artifacts_url"] = objects.url("chaos").replace(objects.endpoint, self.store.endpoint)
+        self.fleet = Fleet(logs, self.database_url, self.meddler.url, self._guardian, settings=self.settings)
+        self._stack.callback(self.fleet.close)
+        for slot in self.slots:
+            self._launch(slot)
+
+    def _launch(self, slot: Slot) -> None:
+        slot.incarnation += 1
+        slot.killed = slot.paused = False
+        slot.drained_at, slot.restart_at = None, 0.0
+        self.starts += 1
+        if slot.kind == "worker":
+            # as Fleet.start_worker does, without its own agents and without waiting
+            environment = {"CHAOS_FOLDER": str(self.fleet.folder)}
+            slot.process = self.fleet._start(slot.name, WORKER, {}, environment=environment)
+        else:
+            port = free_port()  # another one each time: a connection may have taken the last one's
+            slot.process = self.fleet._start(slot.name, ["longshift_api"], {"port": port, "api_key": KEY})
+            self.urls[slot.number] = f"http://127.0.0.1:{port}"
+
+    async def keep_up(self) -> None:
+        """Fill the slots of processes that have ended, for ever."""
+        while True:
+            for slot in self.slots:
+                self._look_after(slot)
+            await asyncio.sleep(0.1)
+
+    def _look_after(self, slot: Slot) -> None:
+        now = time.monotonic()
+        if slot.process is None:
+            if now >= slot.restart_at:
+                self._launch(slot)
+        elif not slot.process.alive:
+            self._mourn(slot)
+            slot.process = None
+            slot.restart_at = slot.restart_at or now + RESTARTED_AFTER[1]
+        elif slot.drained_at is not None and now - slot.drained_at > DRAIN_LIMIT and not slot.killed:
+            self.deaths.append(Death(slot.name, 0, f"still there {DRAIN_LIMIT:g} s after SIGTERM"))
+            self._signal(slot, signal.SIGKILL)
+
+    def _mourn(self, slot: Slot) -> None:
+        """Was somebody supposed to die here?"""
+        process = slot.process
+        assert process is not None
+        code = process.exit_code()
+        self._guardian.forget(process.pid)
+        log = process.log()
+        if slot.killed or (slot.drained_at is not None and code == 0):
+            return
+        if READY[slot.kind] not in log:
+            self.failed_starts += 1  # Postgres was away, or the worker was told to stop while it started
+        elif self._poison and slot.kind == "worker" and code in POISONED:
+            self.poisoned += 1
+        else:
+            self.deaths.append(Death(slot.name, code, log.splitlines()[-1][:500] if log else ""))
+
+    async def all_ready(self, *, limit: float) -> None:
+        """Every slot is filled with a process that serves; needs ``keep_up``.
+
+        Raises:
+            TimeoutError: not within ``limit`` seconds.
+        """
+        async with asyncio.timeout(limit):
+            while not all(slot.ready for slot in self.slots):
+                await asyncio.sleep(0.1)
+
+    async def shut_down(self) -> None:
+        """SIGTERM to everybody, as an operator would; who does not end, or not with code 0, is among ``deaths``."""
+        for slot in self.slots:
+            if slot.up:
+                slot.drained_at = time.monotonic()
+                self._signal(slot, signal.SIGTERM)
+        end = time.monotonic() + DRAIN_LIMIT
+        while any(slot.up for slot in self.slots) and time.monotonic() < end:
+            await asyncio.sleep(0.1)
+        for slot in self.slots:
+            if slot.up:
+                self.deaths.append(Death(slot.name, 0, f"still there {DRAIN_LIMIT:g} s after the last SIGTERM"))
+            elif slot.process is not None:
+                self._mourn(slot)
+                slot.process = None
+
+    # -- faults
+
+    def inject(self, fault: Fault) -> None:
+        """Begin a fault; it ends by itself."""
+        task = asyncio.create_task(self._inject(fault), name=str(fault))
+        self._faults.add(task)
+        task.add_done_callback(self._faults.discard)
+
+    async def faults_over(self) -> None:
+        """All that was begun has ended.
+
+        Raises:
+            Exception: a server could not be started again.
+        """
+        while self._faults:
+            await asyncio.gather(*self._faults)
+
+    async def _inject(self, fault: Fault) -> None:
+        kind = fault.kind
+        if kind.target in self._busy:
+            async with self._busy[kind.target]:
+                self.injected[kind] += 1
+                await self._disturb(kind, fault.seconds)
+            return
+        slot = self._victim(fault)
+        if slot is None:
+            self.missed[kind] += 1
+            return
+        self.injected[kind] += 1
+        match kind:
+            case FaultKind.WORKER_KILL | FaultKind.API_KILL:
+                slot.killed, slot.restart_at = True, time.monotonic() + fault.seconds
+                self._signal(slot, signal.SIGKILL)
+            case FaultKind.WORKER_DRAIN | FaultKind.API_STOP:
+                slot.drained_at, slot.restart_at = time.monotonic(), time.monotonic() + fault.seconds
+                self._signal(slot, signal.SIGTERM)
+            case _:
+                await self._pause(slot, fault.seconds)
+
+    def _victim(self, fault: Fault) -> Slot | None:
+        """The one that the schedule names, or the next one that stands."""
+        slots = [slot for slot in self.slots if slot.kind == fault.kind.target]
+        order = slots[fault.victim :] + slots[: fault.victim]
+        return next((s for s in order if s.ready and not s.killed and not s.paused and s.drained_at is None), None)
+
+    async def _pause(self, slot: Slot, seconds: float) -> None:
+        incarnation = slot.incarnation
+        slot.paused = True
+        self._signal(slot, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            if slot.incarnation == incarnation:
+                slot.paused = False
+                self._signal(slot, signal.SIGCONT)
+
+    def _signal(self, slot: Slot, number: signal.Signals) -> None:
+        """SIGTERM to the process itself, anything else to it and its children, as the end of a machine would."""
+        if slot.process is None or not slot.process.alive:
+            return
+        everybody = [slot.process.pid] if number == signal.SIGTERM else _tree(slot.process.pid)
+        _signal_all(everybody, number)
+
+    async def _disturb(self, kind: FaultKind, seconds: float) -> None:
+        match kind:
+            case FaultKind.REDIS_FLUSH:
+                await asyncio.to_thread(self._flush)
+            case FaultKind.REDIS_RESTART:
+                await asyncio.to_thread(self._redis.restart)
+            case FaultKind.REDIS_KILL:
+                await self._kill_and_start(self._redis, seconds)
+            case FaultKind.REDIS_HANG:
+                await _hang(self._redis.pid, seconds)
+            case FaultKind.POSTGRES_RESTART:
+                await asyncio.to_thread(self._postgres.restart)
+            case FaultKind.POSTGRES_CRASH:
+                await asyncio.to_thread(self._postgres.restart, immediate=True)
+            case FaultKind.POSTGRES_KILL:
+                await self._kill_and_start(self._postgres, seconds)
+            case FaultKind.POSTGRES_HANG:
+                await _hang(self._postgres.pid, seconds)
+            case _:
+                self.store.mood = Mood(kind.value.partition(".")[2])
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    self.store.mood = Mood.WELL
+
+    def _flush(self) -> None:
+        with redis.Redis.from_url(self._redis.url) as client:
+            client.flushall()
+
+    async def _kill_and_start(self, server: LocalPostgres | LocalRedis, seconds: float) -> None:
+        await asyncio.to_thread(server.kill)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(server.restart)
+
+    @property
+    def redis_url(self) -> str:
+        """Redis itself, not through the proxy that meddles with wake-ups."""
+        return self._redis.url
+
+
+async def _hang(pid: int | None, seconds: float) -> None:
+    """SIGSTOP a server with all its processes for some seconds."""
+    stopped = _tree(pid) if pid is not None else []
+    _signal_all(stopped, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        _signal_all(reversed(stopped), signal.SIGCONT)
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all below it, parents first."""
+    with suppress(psutil.NoSuchProcess):
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    return []
+
+
+def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
