@@ -26,6 +26,7 @@ from tests.chaos.schedule import RESTARTED_AFTER, Fault, FaultKind
 from tests.support.fleet import FAST, KEY, WORKER, Fleet, Process, free_port
 from tests.support.meddler import Meddler
 from tests.support.object_store import ObjectServer
+from tests.support.waiting import wait_until
 
 QUICK: Mapping[str, object] = {
     "heartbeat": 0.3,
@@ -62,6 +63,7 @@ class Slot:
     drained_at: float | None = None
     paused: bool = False
     restart_at: float = 0.0
+    was_ready: bool = False
 
     @property
     def name(self) -> str:
@@ -73,7 +75,9 @@ class Slot:
 
     @property
     def ready(self) -> bool:
-        return self.process is not None and self.up and READY[self.kind] in self.process.log()
+        if self.process is not None and not self.was_ready:
+            self.was_ready = READY[self.kind] in self.process.log()
+        return self.up and self.was_ready
 
 
 class Stage:
@@ -145,7 +149,7 @@ class Stage:
 
     def _launch(self, slot: Slot) -> None:
         slot.incarnation += 1
-        slot.killed = slot.paused = False
+        slot.killed = slot.paused = slot.was_ready = False
         slot.drained_at, slot.restart_at = None, 0.0
         self.starts += 1
         if slot.kind == "worker":
@@ -197,11 +201,9 @@ class Stage:
         """Every slot is filled with a process that serves; needs ``keep_up``.
 
         Raises:
-            TimeoutError: not within ``limit`` seconds.
+            AssertionError: not within ``limit`` seconds.
         """
-        async with asyncio.timeout(limit):
-            while not all(slot.ready for slot in self.slots):
-                await asyncio.sleep(0.1)
+        await wait_until(lambda: all(slot.ready for slot in self.slots), description="the fleet is up", limit=limit)
 
     async def shut_down(self) -> None:
         """SIGTERM to everybody, as an operator would; who does not end, or not with code 0, is among ``deaths``."""
@@ -209,9 +211,10 @@ class Stage:
             if slot.up:
                 slot.drained_at = time.monotonic()
                 self._signal(slot, signal.SIGTERM)
-        end = time.monotonic() + DRAIN_LIMIT
-        while any(slot.up for slot in self.slots) and time.monotonic() < end:
-            await asyncio.sleep(0.1)
+        with suppress(AssertionError):  # who is left is named below
+            await wait_until(
+                lambda: not any(slot.up for slot in self.slots), description="all processes end", limit=DRAIN_LIMIT
+            )
         for slot in self.slots:
             if slot.up:
                 self.deaths.append(Death(slot.name, 0, f"still there {DRAIN_LIMIT:g} s after the last SIGTERM"))
