@@ -18,7 +18,8 @@ from rich.console import Console
 from longshift.embedded import Guardian
 from tests.chaos.checker import check
 from tests.chaos.evidence import Evidence
-from tests.chaos.report import as_json, numbers_of, show, show_checks
+from tests.chaos.numbers import numbers_of
+from tests.chaos.report import as_json, show, show_checks
 from tests.chaos.run import Options, Result, run
 
 Minutes = Annotated[float, typer.Option(min=0.1, help="how long faults and load last")]

@@ -62,7 +62,7 @@ def chaos_plain(turn: Turn, plan: Plan) -> int:
 async def _step(turn: Turn, name: str, value: int) -> int:
     async def run(value: int) -> int:
         note(turn, "begun", name)
-        await asyncio.sleep(0.05 + value * 37 % 10 * 0.03)
+        await asyncio.sleep(0.05 + value * 37 % 10 * 0.05)
         note(turn, "done", name)
         return 1
 

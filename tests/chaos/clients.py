@@ -16,7 +16,7 @@ from random import Random
 import httpx
 from uuid_utils.compat import uuid7
 
-from tests.chaos.edge import Edge, GaveUpError
+from tests.chaos.edge import Edge, GaveUpError, RefusedError
 from tests.chaos.evidence import TERMINAL, Asked, Evidence, Seen, Stream
 from tests.chaos.plans import FAULTY, PLAIN, POISON, WORTH, Mischief, Part, Plan
 from tests.support.fleet import Json
@@ -56,7 +56,11 @@ class Client:
         try:
             while not stopping.is_set():
                 (conversation,) = self._random.choices(list(self._kinds), list(self._kinds.values()))
-                await conversation()
+                try:
+                    await conversation()
+                except RefusedError as error:
+                    self._found.unanswered.append(str(error))
+                    await asyncio.sleep(1)
         except GaveUpError as error:
             if str(error).startswith("POST"):  # what was accepted is looked at once more, after the run
                 self._found.unanswered.append(str(error))
@@ -69,7 +73,7 @@ class Client:
 
     async def talk(self) -> None:
         """Several turns of one session, sent without waiting for each other."""
-        session, last = _new_session(), None
+        session, last = await self._session(), None
         followed = self._random.random() < 0.25
         turns: list[Json] = []
         for _ in range(self._random.randint(1, 5)):
@@ -82,7 +86,7 @@ class Client:
 
     async def talk_patiently(self) -> None:
         """Each turn is sent when the one before has ended."""
-        session, last = _new_session(), None
+        session, last = await self._session(), None
         for _ in range(self._random.randint(2, 4)):
             last = await self._ask_for_work(session, after=last)
             await self._wait([last])
@@ -115,7 +119,7 @@ class Client:
 
     async def cancel_queued(self) -> None:
         """A turn that stands behind another one."""
-        session = _new_session()
+        session = await self._session()
         first = await self._ask_for_work(session)
         second = await self._ask("chaos-sleeper", FOR_EVER, ("cancelled",), session=session, after=first)
         third = await self._ask_for_work(session, after=second)
@@ -148,7 +152,7 @@ class Client:
 
     async def later(self) -> None:
         """``run_after``: others may overtake it."""
-        session = _new_session()
+        session = await self._session()
         late = await self._ask_for_work(session, run_after=_in(self._random.uniform(0.5, 4)))
         soon = await self._ask_for_work(session)
         told = await self._ask("chaos-sleeper", FOR_EVER, ("cancelled",), session=session, run_after=_in(FOR_EVER))
@@ -170,6 +174,12 @@ class Client:
         await self._wait([turn, following])
 
     # -- what they are made of
+
+    async def _session(self) -> str:
+        """A new one, under an id that the client has chosen: the same request again is the same session."""
+        session = _new_session()
+        await self._edge.ask("POST", "/v1/sessions", json={"id": session})
+        return session
 
     def _plan(self, parts: Sequence[Part] = PARTS) -> Plan:
         return Plan(n=self._random.randrange(1000), parts=self._random.choices(parts, k=self._random.randint(1, 6)))

@@ -29,6 +29,10 @@ class GaveUpError(Exception):
     """The run is over, and the request was never answered as it should."""
 
 
+class RefusedError(Exception):
+    """The API does not want what is right; the answer is among the bad ones."""
+
+
 @dataclass
 class Edge:
     """All API replicas, as one client sees them. ``urls`` changes as they come and go."""
@@ -80,7 +84,11 @@ class Edge:
         return (await self.ask("GET", path, params=params)).json()
 
     async def submit(self, path: str, body: Json, *, key: str, twice: bool) -> Json:
-        """POST until it is accepted; ``twice``: as an impatient client does, to whichever replica, at the same time."""
+        """POST until it is accepted; ``twice``: as an impatient client does, to whichever replica, at the same time.
+
+        Raises:
+            RefusedError: it was not accepted, and never will be.
+        """
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = "application/jsonl" if isinstance(body, bytes) else "application/json"
 
@@ -91,7 +99,7 @@ class Edge:
         answers = await asyncio.gather(*(send() for _ in range(2 if twice else 1)))
         self.found.by_key.setdefault(key, []).extend(answer["id"] for answer in answers if answer)
         if not answers[0]:
-            raise GaveUpError(f"POST {path} ({key}) was refused")
+            raise RefusedError(f"POST {path} ({key}) was refused")
         return answers[0]
 
     @asynccontextmanager

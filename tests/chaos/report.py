@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,45 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.checker import Checked
-from tests.chaos.evidence import Evidence, end_of
 from tests.chaos.run import Result
 
 SHOWN = 10
 """Violations of one check that are shown; all of them are in the JSON."""
-
-
-def numbers_of(found: Evidence) -> dict[str, Any]:
-    """Counts of what went on, from the evidence alone."""
-    events = [event for log in found.events.values() for event in log]
-    kinds = Counter(event["kind"] for event in events)
-    begun = Counter((e.turn, e.step) for e in found.effects if e.what == "begun")
-    return {
-        "sessions": len(found.events),
-        "turns by their end": dict(sorted(Counter(end_of(turn) for turn in found.turns.values()).items())),
-        "events": len(events),
-        "steps recorded": kinds["step.completed"] + kinds["step.failed"],
-        "runs of steps": begun.total(),
-        "steps that ran more than once": sum(count > 1 for count in begun.values()),
-        "attempts": kinds["turn.started"],
-        "waits that left the worker": kinds["turn.waiting"],
-        "attempts interrupted by a drain": kinds["turn.rescheduled"],
-        "attempts rescued from a worker that was gone": _rescues(found),
-        "submissions answered more than once": sum(len(ids) > 1 for ids in found.by_key.values()),
-        "events seen by followers": sum(len(stream.seqs) for stream in found.streams),
-        "times that followers resumed": sum(stream.resumed for stream in found.streams),
-    }
-
-
-def _rescues(found: Evidence) -> int:
-    """Starts of turns whose attempt before had neither waited nor been interrupted in good order."""
-    count = 0
-    for log in found.events.values():
-        last: dict[str, str] = {}
-        for event in log:
-            left = last.get(event["turn_id"]) in ("turn.waiting", "turn.rescheduled")
-            count += event["kind"] == "turn.started" and event["payload"]["attempt"] > 1 and not left
-            last[event["turn_id"]] = event["kind"]
-    return count
 
 
 def as_json(result: Result) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tests.chaos.clients import Client
 from tests.chaos.edge import Edge
 from tests.chaos.evidence import TERMINAL, Evidence
 from tests.chaos.gather import gather_api, gather_files, gather_servers
+from tests.chaos.numbers import numbers_of
 from tests.chaos.schedule import Fault, draw
 from tests.chaos.stage import Stage
 
@@ -163,8 +164,6 @@ async def _beside(service: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def _result(options: Options, folder: Path, stage: Stage, edge: Edge, found: Evidence, *, calm: float) -> Result:
-    from tests.chaos.report import numbers_of
-
     numbers = {
         "seconds from the last fault to the end of the last turn": round(calm, 1),
         "wake-ups passed, dropped, doubled": [stage.meddler.passed, stage.meddler.dropped, stage.meddler.doubled],
