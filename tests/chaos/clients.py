@@ -16,7 +16,7 @@ from random import Random
 import httpx
 from uuid_utils.compat import uuid7
 
-from tests.chaos.edge import Edge, GaveUpError, RefusedError
+from tests.chaos.edge import Edge, GaveUpError, RefusedError, TooLateError
 from tests.chaos.evidence import TERMINAL, Asked, Evidence, Seen, Stream
 from tests.chaos.plans import FAULTY, PLAIN, POISON, WORTH, Mischief, Part, Plan
 from tests.support.fleet import Json
@@ -57,7 +57,8 @@ class Client:
             while not stopping.is_set():
                 (conversation,) = self._random.choices(list(self._kinds), list(self._kinds.values()))
                 try:
-                    await conversation()
+                    with suppress(TooLateError):
+                        await conversation()
                 except RefusedError as error:
                     self._found.unanswered.append(str(error))
                     await asyncio.sleep(1)

@@ -176,7 +176,7 @@ class Stage:
         elif not slot.process.alive:
             self._mourn(slot)
             slot.process = None
-            slot.restart_at = slot.restart_at or now + RESTARTED_AFTER[1]
+            slot.restart_at = slot.restart_at or now + RESTARTED_AFTER[0]
         elif slot.drained_at is not None and now - slot.drained_at > DRAIN_LIMIT and not slot.killed:
             self.deaths.append(Death(slot.name, 0, f"still there {DRAIN_LIMIT:g} s after SIGTERM"))
             self._signal(slot, signal.SIGKILL)
