@@ -7,6 +7,7 @@ finds ``CRASH_AFTER=n`` in its environment dies by SIGKILL as soon as the n-th e
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -177,6 +178,26 @@ async def poison(turn: Turn, kind: str) -> Any:
         case "raises BaseException in a step":
             await turn.step("strange", _strange)
     return None
+
+
+@agent("deadly")
+async def deadly(turn: Turn, kind: str) -> int:
+    """Ends its whole process, after a step: by a signal of its own, by an exit, or by standing in everybody's way."""
+    before = await work(turn, "before", 1)
+    await gate(turn.metadata["gate"])
+
+    async def end(value: int) -> None:
+        note(turn, "begun", "end")
+        match kind:
+            case "segmentation fault":
+                ctypes.string_at(0)
+            case "exit":
+                os._exit(3)
+            case "blocks the loop":
+                time.sleep(3600)  # noqa: ASYNC251  # what must not be, is what this is about
+
+    await turn.step("end", end, before)
+    return before
 
 
 async def _exit(code: int) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy import text
 from longshift.clock import SYSTEM
 from longshift.db import intake, leases, log
 from longshift.db.database import Database
-from longshift.db.liveness import Liveness
+from longshift.db.liveness import Liveness, Member
 from longshift.db.log import Append
 from longshift.events import Kind, NewEvent, encode
 from longshift.journal import Journal
@@ -118,9 +118,8 @@ class Below:
         """Claim as many sessions as turns are in flight."""
         site, worker_id = self._site, new_id()
         liveness = Liveness(site.database_url)
-        await asyncio.to_thread(
-            lambda: liveness.register(worker_id, host="benchmark", pid=0, queues=["default"], capacity=IN_FLIGHT)
-        )
+        member = Member(host="benchmark", pid=0, queues=["default"], capacity=IN_FLIGHT, process=new_id())
+        await asyncio.to_thread(liveness.register, worker_id, member)
         await asyncio.to_thread(liveness.close)
         entries = [intake.Entry(NewTurn("none", {}, "default"), new_id()) for _ in range(IN_FLIGHT)]
         await intake.submit(

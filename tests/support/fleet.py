@@ -31,7 +31,8 @@ from tests.support.waiting import wait_until_sync
 
 ROOT = Path(__file__).parents[2]
 KEY = "lsk_acceptance_tests_only_0123456789"
-WORKER = ["longshift.cli", "worker"]
+SUPERVISED = ["longshift.cli", "worker"]
+WORKER = [*SUPERVISED, "--no-supervisor"]
 AGENTS = "tests.acceptance.agents"
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 FAST = {"heartbeat": 0.2, "lock_grace": 0.6, "lease_ttl": 2, "sweep": 0.1, "rering": 0.5, "drain_grace": 10}
@@ -217,11 +218,18 @@ class Fleet:
         return process
 
     def start_worker(
-        self, name: str, *, environment: Mapping[str, str] | None = None, ready: bool = True, **settings: object
+        self,
+        name: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        ready: bool = True,
+        supervised: bool = False,
+        **settings: object,
     ) -> Process:
-        """Start a worker; ``ready``: return when it serves."""
+        """Start a worker; ``ready``: return when it serves. ``supervised``: the process is the worker's supervisor."""
         settings = {"agents": AGENTS, **settings}
-        process = self._start(name, WORKER, settings, environment=environment or {})
+        command = SUPERVISED if supervised else WORKER
+        process = self._start(name, command, settings, environment=environment or {})
         if ready:
             self.wait_ready(process)
         return process

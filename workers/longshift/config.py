@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from uuid import UUID
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -59,6 +60,10 @@ class Config(BaseSettings):
     workers: int = Field(2, ge=0, description="worker processes of the local stack")
     capacity: int = Field(500, ge=1, description="turns that one worker process runs at a time")
     threads: int = Field(16, ge=1, description="threads for agents and steps that are not async")
+    wards: int = Field(
+        4, ge=0, description="child processes of a worker, at most, for turns that may have crashed one; 0: none"
+    )
+    process: UUID | None = Field(None, description="given by a supervisor to the process that it starts")
 
     # time limits of the protocol (design: liveness belongs to the worker)
     heartbeat: Seconds = timedelta(seconds=1)
@@ -128,13 +133,13 @@ def _misfit(error: ErrorDetails) -> str:
     return f"LONGSHIFT_{name}: {error['msg']}" if name else error["msg"]
 
 
-def child_environment(**settings: SecretStr | Path | str | int | tuple[str, ...] | None) -> dict[str, str]:
+def child_environment(**settings: SecretStr | Path | UUID | str | int | tuple[str, ...] | None) -> dict[str, str]:
     """This process's environment with ``settings`` (those that are not None) on top: how a child is given its own."""
     given = {f"LONGSHIFT_{name.upper()}": _written(value) for name, value in settings.items() if value is not None}
     return {**os.environ, **given}
 
 
-def _written(value: SecretStr | Path | str | int | tuple[str, ...]) -> str:
+def _written(value: SecretStr | Path | UUID | str | int | tuple[str, ...]) -> str:
     match value:
         case SecretStr():
             return value.get_secret_value()

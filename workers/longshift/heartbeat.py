@@ -21,7 +21,7 @@ from uuid import UUID
 
 from longshift.clock import Clock
 from longshift.config import Config
-from longshift.db.liveness import Liveness, Pulse
+from longshift.db.liveness import Liveness, Member, Pulse
 from longshift.errors import Unavailable
 from longshift.model import new_id
 
@@ -39,6 +39,7 @@ class Load:
     tick: float
     running: int = 0
     draining: bool = False
+    suspects: bool = False  # the other way round: some wait for a ward
 
 
 class Heartbeat:
@@ -49,14 +50,14 @@ class Heartbeat:
         liveness: Liveness,
         *,
         config: Config,
-        host: str,
+        member: Member,
         clock: Clock,
         on_reborn: Callable[[UUID], None],
         on_silence: Callable[[str], None],
     ) -> None:
         self._liveness = liveness
         self._config = config
-        self._host = host
+        self._member = member
         self._clock = clock
         self._on_reborn = on_reborn
         self._on_silence = on_silence
@@ -98,9 +99,7 @@ class Heartbeat:
         self._liveness.close()
 
     def _register(self, worker_id: UUID) -> None:
-        self._liveness.register(
-            worker_id, host=self._host, pid=os.getpid(), queues=self._config.queues, capacity=self._config.capacity
-        )
+        self._liveness.register(worker_id, self._member)
 
     def _run(self) -> None:
         watch = Watchdog(self._config.loop_limit, tick=self.load.tick)
@@ -117,11 +116,16 @@ class Heartbeat:
                 logger.exception("heartbeat failed")
 
     def _beat(self) -> None:
-        age = timedelta(seconds=max(0.0, self._clock.monotonic() - self.load.tick))
-        pulse = Pulse(self.load.running, age, self.load.draining)
-        now = self._liveness.beat(self.worker_id, pulse, want_leader=not self.load.draining)
-        self._watch(self._liveness.connected_at if now is None else now)
-        if now is None:
+        beat = self._clock.monotonic()
+        if beat - self._last_beat > self._config.lock_grace.total_seconds():
+            self.watching_since = None
+        age = timedelta(seconds=max(0.0, beat - self.load.tick))
+        pulse = Pulse(self.load.running, age, self.load.draining, self.watching_since)
+        may_lead = not (self.load.draining or self._member.isolated)
+        answer = self._liveness.beat(self.worker_id, pulse, want_leader=may_lead)
+        self._watch(self._liveness.connected_at if answer is None else answer.now)
+        self.load.suspects = answer is not None and answer.suspects
+        if answer is None:
             reborn = new_id()
             self._register(reborn)
             logger.error("declared dead, going on under a new id", extra={"worker_id": self.worker_id.hex})

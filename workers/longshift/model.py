@@ -95,6 +95,7 @@ class MailKind(StrEnum):
     SIGNAL = "signal"
     CANCEL = "cancel"
     EXPIRE = "expire"
+    CONDEMN = "condemn"  # by the sweeper: the turn crashed its process, alone and more than once
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ class ArtifactRecord:
 
 @dataclass(frozen=True, slots=True)
 class MailRecord:
-    """A signal, a cancel or an expiry that the holder of the session has yet to record."""
+    """What somebody wants of a session's turn, or has for it, that the holder of the session has yet to record."""
 
     id: UUID
     session_id: UUID

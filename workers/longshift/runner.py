@@ -53,9 +53,11 @@ class Stop(StrEnum):
 class Run:
     """One session on this worker: its lease, and whichever of its turns is running."""
 
-    def __init__(self, lease: Lease, *, claimed_at: float) -> None:
+    def __init__(self, lease: Lease, *, claimed_at: float, crashes: int = 0) -> None:
+        """``crashes``: processes that died under the session's turn since it last recorded anything."""
         self.lease = lease
         self.claimed_at = claimed_at
+        self.crashes = crashes
         self.record: TurnRecord | None = None
         self.execution: Execution | None = None
         self.draining = False
@@ -82,8 +84,8 @@ class Run:
             self._after_idle = why
 
     def deliver(self, mail: MailRecord) -> None:
-        """A cancel or an expiry for the turn that is running."""
-        if self.record is not None and mail.turn_id == self.record.id:
+        """A cancel or an expiry for the turn that is running; it is condemned only when it is not."""
+        if self.record is not None and mail.turn_id == self.record.id and mail.kind is not MailKind.CONDEMN:
             self.stop(Stop.EXPIRE if mail.kind is MailKind.EXPIRE else Stop.CANCEL, reason=_reason_of(mail))
 
     def _lost(self) -> None:
@@ -141,8 +143,7 @@ class Runner:
         run.begin(record)
         mail = await self._mail(run, record)
         if mail is not None:
-            status = TurnStatus.EXPIRED if mail.kind is MailKind.EXPIRE else TurnStatus.CANCELLED
-            return await self._finish(run, record, stopped(status, _reason_of(mail)))
+            return await self._finish(run, record, _ended_by(mail))
         agent = self._agents.find(record.agent, record.agent_version)
         if agent is None:
             await self._defer(run, record)
@@ -209,7 +210,7 @@ class Runner:
         return now
 
     async def _mail(self, run: Run, record: TurnRecord) -> MailRecord | None:
-        """A cancel or expiry that came before this attempt."""
+        """A cancel, an expiry or a verdict that came before this attempt."""
         if run.lease.claim.mail_seq == 0:
             return None
         mail = await self._outside.asking(leases.urgent_mail, worker_id=run.lease.claim.worker_id)
@@ -310,6 +311,17 @@ class Runner:
 
 async def _collected(db: Database, session_id: UUID, *, after: int, turn: TurnRecord) -> list[Event]:
     return [event async for event in events(db, session_id, after=after, turn_id=turn.id)]
+
+
+def _ended_by(mail: MailRecord) -> Outcome:
+    """The end of a turn that this attempt does not even begin."""
+    match mail.kind:
+        case MailKind.CONDEMN:
+            return failed("crash_loop", f"{_reason_of(mail)}: it is not tried again")
+        case MailKind.EXPIRE:
+            return stopped(TurnStatus.EXPIRED, _reason_of(mail))
+        case _:
+            return stopped(TurnStatus.CANCELLED, _reason_of(mail))
 
 
 def _reason_of(mail: MailRecord) -> str:

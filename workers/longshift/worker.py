@@ -2,19 +2,23 @@
 
 It is the ``Runtime`` that the Celery app feeds with wake-ups. Everything here runs in one event loop; the heartbeat has a
 thread of its own, plain agents and steps have bounded pools.
+
+A *ward* is the same thing with another way to get work: nobody wakes it, it claims suspects (``longshift.ward``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from longshift.agent import Agents
@@ -23,18 +27,19 @@ from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
 from longshift.db import leases
 from longshift.db.database import Database
-from longshift.db.liveness import Liveness
+from longshift.db.liveness import Liveness, Member
 from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.heartbeat import Heartbeat, tick
 from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
-from longshift.model import TurnRecord
+from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
+from longshift.warden import Warden
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,10 @@ RECONCILE_AGE = timedelta(seconds=5)
 """A lease that the database has and memory has not: younger than this, its claim may still be on its way back."""
 LEAVE_ALONE = 2 * UNKNOWN_AGENT
 """For so long a worker does not claim a session again whose agent it has not, so that others get their chance."""
+ADMIT_EVERY = timedelta(milliseconds=250)
+SETTLED = timedelta(seconds=5)
+"""A suspect that has run for so long without a crash makes room for others that wait: it goes back to where everybody runs.
+Twice as long for each crash that it was in before the last one, so that what takes its time to crash is found, too."""
 
 
 @dataclass(slots=True)
@@ -64,8 +73,13 @@ class Worker:
         *,
         clock: Clock = SYSTEM,
         on_failure: Callable[[], None] = lambda: None,
+        isolated: bool = False,
     ) -> None:
-        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced."""
+        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced.
+
+        ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
+        """
+        self._isolated = isolated
         self._on_failure = on_failure
         self._config = config
         self._agents = agents
@@ -111,7 +125,14 @@ class Worker:
         self._heartbeat = Heartbeat(
             Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
             config=config,
-            host=socket.gethostname(),
+            member=Member(
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                queues=config.queues,
+                capacity=config.capacity,
+                process=config.process or new_id(),
+                isolated=self._isolated,
+            ),
             clock=self._clock,
             on_reborn=self._reborn,
             on_silence=self._journal.suspect,
@@ -119,30 +140,44 @@ class Worker:
         await asyncio.to_thread(self._heartbeat.register)
         self._worker_id = self._heartbeat.worker_id
         self._journal.start_lanes()
-        self._sweeper = Sweeper(self._db, self._hot, heartbeat=self._heartbeat, config=config, clock=self._clock)
-        self._services = [
-            asyncio.create_task(service, name=name)
-            for name, service in (
-                ("tick", tick(self._heartbeat.load, clock=self._clock)),
-                ("claims", self._claim_forever()),
-                ("mail", self._look_for_mail()),
-                ("reconcile", self._reconcile()),
-                ("notices", self._notices.run()),
-                ("sweeper", self._sweeper.run()),
-            )
-        ]
-        for service in self._services:
-            service.add_done_callback(self._report)
+        self._warden = Warden(self._db, self._hot, load=self._heartbeat.load, config=config)
+        sweeper = Sweeper(self._db, self._hot, heartbeat=self._heartbeat, config=config, clock=self._clock)
+        self._serve(
+            tick=tick(self._heartbeat.load, clock=self._clock),
+            mail=self._look_for_mail(),
+            reconcile=self._reconcile(),
+            notices=self._notices.run(),
+        )
+        if self._isolated:
+            self._serve(suspects=self._admit_forever())
+        else:
+            self._serve(claims=self._claim_forever(), sweeper=sweeper.run(), warden=self._warden.run())
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
+
+    def _serve(self, **services: Coroutine[Any, Any, None]) -> None:
+        for name, service in services.items():
+            task = asyncio.create_task(service, name=name)
+            task.add_done_callback(self._report)
+            self._services.append(task)
+
+    @property
+    def running(self) -> int:
+        """Sessions that run here."""
+        return len(self._runs)
 
     async def drain(self) -> None:
         """Take no more; let running steps finish within the grace, leave every turn at its last step."""
         self._draining = self._heartbeat.load.draining = True
+        self._warden.close()
+        logger.info("draining", extra={"turns": len(self._runs)})
+        await self._leave_all()
+        await self._warden.closed()
+
+    async def _leave_all(self) -> None:
         for run, _ in self._runs.values():
             run.drain()
         tasks = [task for _, task in self._runs.values()]
-        logger.info("draining", extra={"turns": len(tasks)})
         if tasks:
             await asyncio.wait(tasks, timeout=self._config.drain_grace.total_seconds())
         left = [(run, task) for run, task in self._runs.values() if not task.done()]
@@ -215,9 +250,41 @@ class Worker:
                 if not wish.tried.done():
                     wish.tried.set_result(None)
 
+    async def _admit_forever(self) -> None:
+        """In a ward: take a group of suspects, then the next one; never two, or it would not be known which of them crashed."""
+        while True:
+            await asyncio.sleep(ADMIT_EVERY.total_seconds())
+            await self._journal.ready()
+            try:
+                if not self._runs and not self._draining:
+                    await self._admit()
+                elif self._heartbeat.load.suspects and all(self._settled(run) for run, _ in self._runs.values()):
+                    await self._acquit()
+            except Unavailable as error:
+                self._journal.suspect(str(error))
+
+    async def _admit(self) -> None:
+        group = await leases.claim_suspects(
+            self._db, worker_id=self._worker_id, queues=self._config.queues, most=self._config.capacity
+        )
+        if group:
+            logger.warning("suspects run in this ward", extra={"turns": len(group)})
+        for won in group:
+            self._run(won)
+
+    async def _acquit(self) -> None:
+        """Others wait, and those that are here have crashed nothing: they may run anywhere, from their last step on."""
+        logger.warning("suspects acquitted", extra={"turns": len(self._runs)})
+        await leases.acquit(self._db, worker_id=self._worker_id)
+        await self._leave_all()
+
+    def _settled(self, run: Run) -> bool:
+        patience: float = SETTLED.total_seconds() * 2 ** max(0, run.crashes - 1)
+        return self._clock.monotonic() > run.claimed_at + patience
+
     def _run(self, won: leases.Won) -> None:
         lease = Lease(won.claim)
-        run = Run(lease, claimed_at=self._clock.monotonic())
+        run = Run(lease, claimed_at=self._clock.monotonic(), crashes=won.crashes)
         if self._draining:
             run.drain()
         self._journal.hold(lease)

@@ -5,17 +5,25 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from longshift.db import leases, log, upkeep
-from longshift.db.liveness import HEARTBEAT, Liveness, Pulse
+from longshift.db.liveness import HEARTBEAT, Liveness, Member, Pulse
 from longshift.model import new_id
 from tests.integration.protocol.stage import Stage, append
 from tests.support.waiting import wait_until
 
 LONG_AGO = datetime.fromisoformat("2001-01-01T00:00:00+00:00")
 TTL = timedelta(seconds=15)
-ALIVE = {"running": 0, "loop_age": timedelta(0), "draining": False, "want_leader": False, "leader": 0}
+ALIVE = {
+    "running": 0,
+    "loop_age": timedelta(0),
+    "draining": False,
+    "want_leader": False,
+    "leader": 0,
+    "watching_since": None,
+}
 
 # What the design forbids: deciding by the absence of a live worker, in a statement that waits for the row.
 ANTI_JOIN = text("""
@@ -151,7 +159,7 @@ async def test_a_missing_lock_shortens_the_wait_and_looking_for_it_does_not_dist
     await server_looks_old(stage)
     liveness = Liveness(stage.url)
     worker, grace = new_id(), timedelta(seconds=3)
-    liveness.register(worker, host="here", pid=1, queues=["default"], capacity=1)
+    liveness.register(worker, Member(host="here", pid=1, queues=["default"], capacity=1, process=new_id()))
     key = liveness.lock_key
     await stage.hand.execute("UPDATE workers SET heartbeat_at = clock_timestamp() - interval '5 seconds'")
 
@@ -166,6 +174,34 @@ async def test_a_missing_lock_shortens_the_wait_and_looking_for_it_does_not_dist
 
     assert liveness.beat(worker, Pulse(0, timedelta(0), draining=False), want_leader=False) is None
     liveness.close()
+
+
+@pytest.mark.parametrize(
+    ("beats", "believed"),
+    [
+        ([(30, 0)], True),  # one worker, up for more than a TTL
+        ([(30, 9), (10, 5), (6, 0)], True),  # one after the other; those before may be dead by now
+        ([(30, 9), (6, 0)], False),  # for three seconds nobody was heard: it may have been the network of all
+        ([(10, 0)], False),  # nobody can say what was before
+        ([(30, 5)], False),  # nobody can say what is now
+    ],
+)
+async def test_a_young_sweeper_believes_a_missing_lock_if_somebody_has_beaten_all_the_time(
+    stage: Stage, beats: list[tuple[float, float]], *, believed: bool
+) -> None:
+    await server_looks_old(stage)
+    silent = await stage.worker(heartbeat_age=4, lock_key=12345)
+    for since, last in beats:
+        other = await stage.worker(heartbeat_age=last)
+        await stage.hand.execute(
+            "UPDATE workers SET watching_since = clock_timestamp() - make_interval(secs => %s),"
+            " dead_at = CASE WHEN %s > 1 THEN clock_timestamp() END WHERE id = %s",
+            (since, last, other),
+        )
+    now = await _now(stage)
+
+    dead = await upkeep.tombstone(stage.db, verdict(grace=timedelta(seconds=3), since=now))
+    assert dead == ([silent] if believed else [])
 
 
 async def until_gone(stage: Stage, key: int) -> None:
@@ -190,7 +226,7 @@ async def test_a_worker_that_reconnects_brings_a_new_lock_and_is_not_judged_by_t
     await server_looks_old(stage)
     liveness = Liveness(stage.url)
     worker = new_id()
-    liveness.register(worker, host="here", pid=1, queues=["default"], capacity=1)
+    liveness.register(worker, Member(host="here", pid=1, queues=["default"], capacity=1, process=new_id()))
     first = liveness.lock_key
     liveness.disconnect()
     assert liveness.beat(worker, Pulse(0, timedelta(0), draining=False), want_leader=False) is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
+from longshift.model import new_id
 from longshift.telemetry import masked
 
 _SENTENCE = re.compile(r"error: (.+)")
@@ -135,6 +136,7 @@ class Process:
         self._grace = grace
         self._begin = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self.identity = new_id()  # of the process that runs now: its death is reported by it
 
     @property
     def pid(self) -> int | None:
@@ -147,11 +149,12 @@ class Process:
 
     def start(self) -> None:
         self.forget()
+        self.identity = new_id()
         with self._log.open("ab") as output:
             self._begin = output.tell()
             self._process = subprocess.Popen(
                 self._command,
-                env=self._environment,
+                env=self._environment | {"LONGSHIFT_PROCESS": str(self.identity)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

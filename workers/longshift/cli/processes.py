@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -20,17 +21,28 @@ from longshift.errors import Unavailable
 
 API = (sys.executable, "-P", "-m", "longshift_api")
 """Without the current folder on the path: the API imports nothing of a user's."""
+SUPERVISED = (sys.executable, "-P", "-m", "longshift.cli", "worker", "--supervised")
 
 
 def worker(
     agents: Annotated[str | None, typer.Option(help="Modules whose agents it serves, comma-separated.")] = None,
     queues: Annotated[str | None, typer.Option(help="Queues it serves, comma-separated.")] = None,
     capacity: Annotated[int | None, typer.Option(min=1, help="Turns it runs at a time.")] = None,
+    supervisor: Annotated[
+        bool,
+        typer.Option(
+            help="Run it as the child of a small process, which starts it again when it dies, and reports the death: its "
+            "turns go on elsewhere at once, and one that crashes its process is found out sooner."
+        ),
+    ] = True,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C, which drain it; once more ends at once what still runs."""
     telemetry.setup()
     config = local.load(agents=agents, queues=queues, capacity=capacity)
-    raise typer.Exit(_run_worker(config))
+    if supervised or not supervisor:
+        raise typer.Exit(_run_worker(config, supervised=supervised))
+    raise typer.Exit(_supervise(config))
 
 
 def api(
@@ -60,8 +72,32 @@ def migrate(json: AsJson = False) -> None:
         say(f"the database is at revision {revision}")
 
 
-def _run_worker(config: Config) -> int:
-    from longshift import fleet
+def _supervise(config: Config) -> int:
+    from longshift.supervisor import Supervisor
+
+    def environment(process: UUID) -> dict[str, str]:
+        return child_environment(
+            process=process,
+            agents=config.agents,
+            queues=config.queues,
+            capacity=config.capacity,
+            database_url=config.database_url,
+            redis_url=config.redis_url,
+            artifacts_url=config.artifacts_url,
+        )
+
+    def report(process: UUID, code: int) -> bool:
+        from longshift import deaths
+
+        if config.database_url is None or config.redis_url is None:  # the child has complained
+            return False
+        return asyncio.run(deaths.report_once(config, process=process, code=code))
+
+    return Supervisor(SUPERVISED, environment, report).run()
+
+
+def _run_worker(config: Config, *, supervised: bool) -> int:
+    from longshift import fleet, parent
     from longshift.worker import Worker
 
     asyncio.run(check(config))
@@ -69,9 +105,11 @@ def _run_worker(config: Config) -> int:
     app = fleet.create_app(
         redis_url=config.require("redis_url"),
         queues=config.queues,
-        runtime=Worker(config, agents),
+        runtime=Worker(config, agents, on_failure=lambda: app.request_stop(1)),
         connect_timeout=config.connect_timeout.total_seconds(),
     )
+    if supervised:
+        parent.when_gone(app.request_stop)
     return fleet.run(app)
 
 

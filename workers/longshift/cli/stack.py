@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import httpx
+from pydantic import SecretStr
 
+from longshift import deaths
 from longshift.cli import ground, local
 from longshift.cli.local import StackFile
 from longshift.cli.parts import Foreign, Part, Process, Server, State, Status
@@ -133,7 +135,11 @@ class Stack:
         )
         (data / "logs").mkdir(mode=0o700, exist_ok=True)
         self._run("api", API, environment, grace=API_GRACE, where=self.url)
-        command = (sys.executable, "-P", "-m", "longshift.cli", "worker")
+        # this process is their supervisor; one more would make it hard to see who is who
+        command = (sys.executable, "-P", "-m", "longshift.cli", "worker", "--no-supervisor")
+        self._reports = config.model_copy(
+            update={"database_url": SecretStr(database.url), "redis_url": SecretStr(redis.url)}
+        )
         for number in range(1, config.workers + 1):
             self._run(f"worker-{number}", command, environment, grace=config.drain_grace + EXTRA_GRACE)
         asyncio.run(self._until_ready(database.url))
@@ -233,6 +239,7 @@ class Stack:
             care.deaths = 1 if now - care.started_at > SETTLED else care.deaths + 1
             pause = PAUSES[min(care.deaths, len(PAUSES)) - 1]
             care.due = now + pause
+            self._report(part)
             detail = f"{part.verdict()}; starting again in {pause:g} s"
             self._tell(Status(part.name, State.DIED, part.where, detail=detail))
         elif now >= care.due:
@@ -243,6 +250,11 @@ class Stack:
                 self._tell(Status(part.name, State.DIED, part.where, detail=str(error)))
             else:
                 self._tell(Status(part.name, State.RESTARTED, part.where, part.pid))
+
+    def _report(self, part: Part) -> None:
+        """What a worker held goes on elsewhere at once."""
+        if isinstance(part, Process) and part.name != "api" and (code := part.exit_code):
+            asyncio.run(deaths.report_once(self._reports, process=part.identity, code=code))
 
     # -- stop
 

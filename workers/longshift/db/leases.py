@@ -12,24 +12,45 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
-from longshift.db.database import Database
+from longshift.db.database import Database, Params
 from longshift.db.views import TURN_COLUMNS, turn_record
 from longshift.model import AgentRecord, Claim, Json, MailKind, MailRecord, TurnRecord
 
+_TAKE = """
+UPDATE sessions s SET lease_worker = CAST(:worker AS uuid), lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
+       dispatched_at = NULL, rings = 0, head_waiting = false
+  FROM c WHERE s.id = c.id
+RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq, s.crashes"""
+
 # The worker must have its row and no tombstone: a lease of somebody whose tombstone is long forgotten would never be
 # rescued. The snapshot may be a little old; a claim that slips past its own tombstone is what the repeated rescue is for.
-CLAIM = text("""
+CLAIM = text(
+    """
 WITH c AS MATERIALIZED (
     SELECT id FROM sessions
-     WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker IS NULL AND ready_at <= clock_timestamp()
+     WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker IS NULL AND ready_at <= clock_timestamp() AND suspect IS NULL
        AND EXISTS (SELECT 1 FROM workers w WHERE w.id = CAST(:worker AS uuid) AND w.dead_at IS NULL)
-     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE sessions s SET lease_worker = CAST(:worker AS uuid), lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
-       dispatched_at = NULL, head_waiting = false
-  FROM c WHERE s.id = c.id
-RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq""")
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)"""
+    + _TAKE
+)
+
+# for a ward: the suspect that has waited longest, and others that may be together in a group of the same size
+CLAIM_SUSPECTS = text(
+    """
+WITH g AS MATERIALIZED (
+    SELECT suspect FROM sessions
+     WHERE lease_worker IS NULL AND suspect IS NOT NULL AND ready_at <= clock_timestamp()
+       AND queue = ANY(CAST(:queues AS text[])) ORDER BY ready_at LIMIT 1),
+c AS MATERIALIZED (
+    SELECT id FROM sessions
+     WHERE lease_worker IS NULL AND suspect = (SELECT suspect FROM g) AND ready_at <= clock_timestamp()
+       AND queue = ANY(CAST(:queues AS text[]))
+       AND EXISTS (SELECT 1 FROM workers w WHERE w.id = CAST(:worker AS uuid) AND w.dead_at IS NULL)
+     ORDER BY id LIMIT least((SELECT suspect FROM g), :most) FOR NO KEY UPDATE SKIP LOCKED)"""
+    + _TAKE
+)
 
 # a second statement on purpose: in the claim's own snapshot the end of the log could be stale
 ENDS = text(f"""
@@ -39,6 +60,8 @@ SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq, l
   LEFT JOIN LATERAL (SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = s.id AND t.status IN ('queued', 'running', 'waiting')
                       ORDER BY t.position LIMIT 1) head ON true
  WHERE s.id = ANY(CAST(:sessions AS uuid[]))""")
+
+ACQUIT = text("UPDATE sessions SET suspect = NULL WHERE lease_worker = :worker AND suspect IS NOT NULL")
 
 HEAD = text(f"""
 SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = :session AND t.status IN ('queued', 'running', 'waiting')
@@ -79,12 +102,22 @@ class Won:
 
     claim: Claim
     turn: TurnRecord | None
+    crashes: int = 0  # processes that died under it since it last recorded anything
 
 
 async def claim(db: Database, sessions: Collection[UUID], *, worker_id: UUID) -> list[Won]:
     """Take the leases of those ``sessions`` that are runnable; the others are left out, which is no error."""
+    return await _claim(db, CLAIM, {"sessions": list(sessions), "worker": worker_id})
+
+
+async def claim_suspects(db: Database, *, worker_id: UUID, queues: Collection[str], most: int) -> list[Won]:
+    """Take the leases of a group of suspects, as many as may be together: only for a ward."""
+    return await _claim(db, CLAIM_SUSPECTS, {"worker": worker_id, "queues": list(queues), "most": most})
+
+
+async def _claim(db: Database, statement: TextClause, params: Params) -> list[Won]:
     async with db.transaction() as connection:
-        rows = (await connection.execute(CLAIM, {"sessions": list(sessions), "worker": worker_id})).all()
+        rows = (await connection.execute(statement, params)).all()
         if not rows:
             return []
         ends = (await connection.execute(ENDS, {"sessions": [row.id for row in rows]})).all()
@@ -95,14 +128,19 @@ async def claim(db: Database, sessions: Collection[UUID], *, worker_id: UUID) ->
         lease = Claim(
             session_id=row.id,
             tenant_id=row.tenant_id,
-            worker_id=worker_id,
+            worker_id=params["worker"],
             epoch=row.lease_epoch,
             mail_seq=row.mail_seq,
             last_seq=end.last_seq,
             last_event_id=end.last_event_id,
         )
-        won.append(Won(lease, turn_record(end) if end.id is not None else None))
+        won.append(Won(lease, turn_record(end) if end.id is not None else None, row.crashes))
     return won
+
+
+async def acquit(db: Database, *, worker_id: UUID) -> None:
+    """What this worker holds is no longer suspect; the crashes still count."""
+    await db.execute(ACQUIT, {"worker": worker_id})
 
 
 async def head(db: Database, session_id: UUID) -> TurnRecord | None:

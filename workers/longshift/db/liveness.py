@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import randbits
-from typing import cast
 from uuid import UUID
 
 from sqlalchemy import Connection, create_engine, text
@@ -24,15 +23,19 @@ from longshift.db.database import Translated, driver_url
 LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one sweeper holds
 
 REGISTER = text("""
-INSERT INTO workers (id, host, pid, queues, capacity, lock_key)
-VALUES (:id, :host, :pid, CAST(:queues AS text[]), :capacity, :lock_key)""")
+INSERT INTO workers (id, host, pid, queues, capacity, lock_key, process, isolated)
+VALUES (:id, :host, :pid, CAST(:queues AS text[]), :capacity, :lock_key, :process, :isolated)""")
 RELOCK = text("UPDATE workers SET lock_key = :lock_key WHERE id = :id AND dead_at IS NULL")
 HEARTBEAT = text("""
 UPDATE workers SET heartbeat_at = clock_timestamp(), running = :running,
        loop_tick_at = clock_timestamp() - CAST(:loop_age AS interval),
+       watching_since = coalesce(CAST(:watching_since AS timestamptz), clock_timestamp()),
        draining_since = CASE WHEN :draining THEN coalesce(draining_since, clock_timestamp()) END
  WHERE id = :id AND dead_at IS NULL
-RETURNING clock_timestamp() AS now, CASE WHEN :want_leader THEN pg_try_advisory_lock(:leader) END AS leads""")
+RETURNING clock_timestamp() AS now, CASE WHEN :want_leader THEN pg_try_advisory_lock(:leader) END AS leads,
+          EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker IS NULL AND s.suspect IS NOT NULL
+                                             AND s.ready_at <= clock_timestamp()
+                                             AND s.queue = ANY(workers.queues)) AS suspects""")
 RETIRE = text("UPDATE workers SET dead_at = clock_timestamp() WHERE id = :id AND dead_at IS NULL")
 LOCK = text("SELECT pg_try_advisory_lock(:key) AS held, clock_timestamp() AS now")
 
@@ -44,6 +47,32 @@ class Pulse:
     running: int
     loop_age: timedelta  # how long ago its event loop last turned
     draining: bool
+    watching_since: datetime | None = None  # since when it has beaten without a break; None: since now
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a worker's row says about it from its first day on.
+
+    Attributes:
+        process: the process behind it; a supervisor that started it reports its end by this.
+        isolated: it is a ward, which runs suspects only.
+    """
+
+    host: str
+    pid: int
+    queues: Sequence[str]
+    capacity: int
+    process: UUID
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a heartbeat brings back: the database's time, and whether suspects wait for a ward in the worker's queues."""
+
+    now: datetime
+    suspects: bool
 
 
 class Liveness:
@@ -80,7 +109,7 @@ class Liveness:
         self.leader = False
         self.connected_at: datetime | None = None  # database clock; None while there is no connection
 
-    def register(self, worker_id: UUID, *, host: str, pid: int, queues: Sequence[str], capacity: int) -> None:
+    def register(self, worker_id: UUID, member: Member) -> None:
         """Make the worker's row; from now on it may claim."""
         with Translated():
             connection = self._open()
@@ -88,16 +117,18 @@ class Liveness:
                 REGISTER,
                 {
                     "id": worker_id,
-                    "host": host,
-                    "pid": pid,
-                    "queues": list(queues),
-                    "capacity": capacity,
+                    "host": member.host,
+                    "pid": member.pid,
+                    "queues": list(member.queues),
+                    "capacity": member.capacity,
                     "lock_key": self.lock_key,
+                    "process": member.process,
+                    "isolated": member.isolated,
                 },
             )
 
-    def beat(self, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> datetime | None:
-        """The database's time, or None: the worker was declared dead and must take a new id."""
+    def beat(self, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> Answer | None:
+        """None: the worker was declared dead and must take a new id."""
         try:
             with Translated():
                 fresh = self._connection is None
@@ -111,6 +142,7 @@ class Liveness:
                         "running": pulse.running,
                         "loop_age": pulse.loop_age,
                         "draining": pulse.draining,
+                        "watching_since": pulse.watching_since if not fresh else None,
                         "want_leader": want_leader and not self.leader,
                         "leader": LEADER,
                     },
@@ -118,7 +150,7 @@ class Liveness:
                 if row is None:
                     return None
                 self.leader = self.leader or bool(row.leads)
-                return cast(datetime, row.now)
+                return Answer(row.now, row.suspects)
         except BaseException:
             self.disconnect()
             raise

@@ -161,7 +161,7 @@ FINISH = text(f"""{_fence(status="text", output="text", error="text", keep="bool
 s AS (
     UPDATE sessions s SET open_turns = s.open_turns - 1,
            lease_worker = CASE WHEN r.keep AND s.open_turns > 1 THEN s.lease_worker END,
-           ready_at = CASE WHEN s.open_turns > 1 THEN clock_timestamp() END
+           ready_at = CASE WHEN s.open_turns > 1 THEN clock_timestamp() END, suspect = NULL, crashes = 0
       FROM l JOIN r ON {_OWN} WHERE s.id = l.id
     RETURNING s.id, l.epoch, s.lease_worker IS NOT NULL AS kept, s.open_turns > 0 AS more),
 t AS (
@@ -179,7 +179,9 @@ LEAVE = text(f"""{_fence(status="text", until="timestamptz", seen="bigint", now=
 s AS (
     UPDATE sessions s SET lease_worker = NULL, head_waiting = (r.status = 'waiting'),
            ready_at = CASE WHEN s.mail_seq <> r.seen OR (r.status = 'queued' AND r.until IS NULL)
-                           THEN clock_timestamp() ELSE coalesce(clock_timestamp() + (r.until - r.now), r.until) END
+                           THEN clock_timestamp() ELSE coalesce(clock_timestamp() + (r.until - r.now), r.until) END,
+           suspect = CASE WHEN r.status = 'queued' THEN s.suspect END,
+           crashes = CASE WHEN r.status = 'queued' THEN s.crashes ELSE 0 END
       FROM l JOIN r ON {_OWN} WHERE s.id = l.id
     RETURNING s.id, l.epoch, coalesce(s.ready_at <= clock_timestamp(), false) AS ready),
 t AS (

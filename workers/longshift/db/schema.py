@@ -10,12 +10,16 @@ has started. Everybody else writes mail (``turns`` that never started, ``mail``)
     API             idempotency, sessions (counters, ready_at), turns (new; cancel before the start), mail, batches, artifacts
     holder          events, turns (start, suspend, finish), sessions (release), mail (consumed), checkpoints, passages
     sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at)
+    supervisor      workers (dead_at, crashed: of a process that it saw end), sessions (rescue)
     worker          workers (its own row), agents
 
 Lock order everywhere: idempotency row, session rows by id, turns, the rest. ``events`` has no foreign keys, and epochs come
 from one global sequence, so that deleting and re-creating a client-chosen session id never repeats one. ``input``,
 ``output`` and event payloads are ``json``, not ``jsonb``: the order of keys survives, so that an agent that iterates over a
 recorded result sees the same order when it is replayed. Deleted sessions stay as tombstones.
+
+A session is a *suspect* (``suspect`` not NULL) after its turn ran in a process that crashed: an ordinary claim passes it by,
+and only a ward (a child process of a worker, ``workers.isolated``) may claim it, with at most ``suspect`` others like it.
 """
 
 from __future__ import annotations
@@ -109,6 +113,21 @@ sessions = Table(
     Column("leased_at", Moment),
     Column("ready_at", Moment, comment="when it may run next; NULL: no work, or waiting for mail"),
     Column("dispatched_at", Moment, comment="when a wake-up was last sent; cleared by the claim"),
+    Column(
+        "rings", SmallInteger, nullable=False, server_default="0", comment="wake-ups sent again since the last claim"
+    ),
+    Column(
+        "suspect",
+        Integer,
+        comment="its turn may have crashed a process: it runs only in a ward, with at most so many turns; NULL: anywhere",
+    ),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="processes that died under its turn since this recorded anything",
+    ),
     Column("checkpoint_seq", BigInteger, nullable=False, server_default="0", comment="seq of the newest checkpoint"),
     Column(
         "archived_through",
@@ -123,6 +142,7 @@ sessions = Table(
     CheckConstraint("open_turns >= 0", name="open_turns"),
     Index("ix_sessions_lease_worker", "lease_worker", postgresql_where=text("lease_worker IS NOT NULL")),
     Index("ix_sessions_ready_at", "ready_at", postgresql_where=text("lease_worker IS NULL AND ready_at IS NOT NULL")),
+    Index("ix_sessions_suspect", "ready_at", postgresql_where=text("lease_worker IS NULL AND suspect IS NOT NULL")),
     Index("ix_sessions_tenant", "tenant_id", "id"),
     postgresql_with={"fillfactor": "70"},
 )
@@ -227,7 +247,7 @@ mail = Table(
     Column("id", Uuid, primary_key=True),
     Column("session_id", Uuid, nullable=False),
     Column("turn_id", Uuid, comment="NULL: for whichever turn waits for this name"),
-    Column("kind", Text, nullable=False, comment="signal, cancel or expire"),
+    Column("kind", Text, nullable=False, comment="signal, cancel, expire or condemn"),
     Column("name", Text, nullable=False, server_default=""),
     Column("payload", JSON),
     Column("created_at", Moment, nullable=False, server_default=NOW),
@@ -293,8 +313,24 @@ workers = Table(
     Column("started_at", Moment, nullable=False, server_default=NOW),
     Column("heartbeat_at", Moment, nullable=False, server_default=NOW),
     Column("loop_tick_at", Moment, nullable=False, server_default=NOW, comment="when its event loop last turned"),
+    Column("watching_since", Moment, comment="since when it has beaten without a break"),
     Column("draining_since", Moment),
+    Column(
+        "process", Uuid, comment="the process behind it, which may have had other ids; its supervisor knows it by this"
+    ),
+    Column("isolated", Boolean, nullable=False, server_default="false", comment="a ward: it runs suspects only"),
     Column("dead_at", Moment, comment="tombstone: never un-set; the process takes a new id"),
+    Column(
+        "held", Integer, nullable=False, server_default="0", comment="leases that it held when it was declared dead"
+    ),
+    Column(
+        "crashed",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="its supervisor saw it end by its own doing: what ran there is suspect",
+    ),
+    Index("ix_workers_process", "process"),
     Index("ix_workers_live", "heartbeat_at", postgresql_where=text("dead_at IS NULL")),
     postgresql_with={"fillfactor": "50"},
 )

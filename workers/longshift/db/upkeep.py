@@ -1,6 +1,13 @@
 """What the sweeper does: declare dead, rescue, ring, promote, expire, forget. Each a bounded pass over a partial index.
 
 Every pass may run twice, late, or in two processes at once without harm. Rescue re-queues; it runs nothing.
+
+**Poison.** A rescue also draws the conclusions from a death. What counts is recorded steps: ``crashes`` of a session is the
+number of processes that died one after another under its turn without its recording anything. The turn becomes a *suspect*
+if its process crashed by its own doing (its supervisor saw it: a signal such as SIGSEGV, an exit code), or if nobody can
+say why but it is the third in a row. Suspects run in wards only, in groups of at most ``suspect``: an eighth of those that
+died together, so that from group to group a thousand become 125, 16, 2 and 1. A turn that was alone in a ward that died, for
+the third time in a row at least, is condemned: mail tells the session's next holder to fail it as ``crash_loop``.
 """
 
 from __future__ import annotations
@@ -14,52 +21,94 @@ from sqlalchemy import text
 
 from longshift.db.database import Database
 
-# An advisory lock that is gone only shortens the wait, and only while nothing else explains its absence: a server or a
-# sweeper's connection younger than the TTL has not seen the locks that were lost with the one before.
+PATIENCE = 3
+"""Deaths in a row without a recorded step after which an unexplained one makes a suspect, and a lonely one is the last."""
+SHARE = 8
+"""Into so many groups those are divided that died together."""
+LONGEST_PAUSE = 5
+"""A session is rung again after patience, 2 x, 4 x ... 2**5 x patience, as long as nobody claims it."""
+
+# An advisory lock that is gone only shortens the wait, and only while nothing else explains its absence: locks are also lost
+# with the server, and with the network of the whole fleet. Against the latter speaks that somebody has been beating all the
+# time: the sweeper itself for a TTL, or one worker after the other, without a gap, also such as have died since.
 TOMBSTONE = text("""
-UPDATE workers w SET dead_at = clock_timestamp()
+UPDATE workers w SET dead_at = clock_timestamp(), held = (SELECT count(*) FROM sessions s WHERE s.lease_worker = w.id)
  WHERE w.dead_at IS NULL
    AND (greatest(w.heartbeat_at, pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz))
           < clock_timestamp() - CAST(:ttl AS interval)
      OR (w.heartbeat_at < clock_timestamp() - CAST(:grace AS interval)
-         AND greatest(pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz))
-               < clock_timestamp() - CAST(:ttl AS interval)
+         AND pg_postmaster_start_time() < clock_timestamp() - CAST(:ttl AS interval)
+         AND (CAST(:trusted_since AS timestamptz) < clock_timestamp() - CAST(:ttl AS interval)
+           OR (SELECT range_agg(tstzrange(k.watching_since, k.heartbeat_at + CAST(:grace AS interval) * 2 / 3))
+                 FROM workers k
+                WHERE k.watching_since <= k.heartbeat_at
+                  AND k.heartbeat_at > clock_timestamp() - 2 * CAST(:ttl AS interval))
+              @> tstzrange(clock_timestamp() - CAST(:ttl AS interval), clock_timestamp()))
          AND w.lock_key IS NOT NULL
          AND NOT EXISTS (SELECT 1 FROM pg_locks k
                           WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1
                             AND ((CAST(k.classid AS bigint) << 32) | CAST(k.objid AS bigint)) = w.lock_key)))
 RETURNING w.id""")
 
+# a process that its parent saw end; whoever was declared dead before has the same reason for it
+BURY = text("""
+UPDATE workers w SET dead_at = coalesce(w.dead_at, clock_timestamp()), crashed = w.crashed OR :crashed,
+       held = CASE WHEN w.dead_at IS NULL THEN (SELECT count(*) FROM sessions s WHERE s.lease_worker = w.id) ELSE w.held END
+ WHERE w.process = :process AND (w.dead_at IS NULL OR EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id))
+RETURNING w.id""")
+
 # by id list, never by anti-join on live workers: a re-checked row would keep the stale join and lose a live lease
 HOLDING_DEAD = text("""
 SELECT w.id FROM workers w
  WHERE w.dead_at IS NOT NULL AND EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id)""")
-RESCUE = text("""
+RESCUE = text(f"""
 WITH v AS MATERIALIZED (
     SELECT id FROM sessions WHERE lease_worker = ANY(CAST(:workers AS uuid[]))
      ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED),
+d AS MATERIALIZED (
+    SELECT s.id, t.id AS turn_id, greatest(w.held, 1) AS held, w.crashed, w.isolated,
+           CASE WHEN last.epoch = s.lease_epoch AND last.kind <> 'turn.started' THEN 1 ELSE s.crashes + 1 END AS crashes
+      FROM v JOIN sessions s ON s.id = v.id JOIN workers w ON w.id = s.lease_worker
+      LEFT JOIN turns t ON t.session_id = s.id AND t.status = 'running'
+      LEFT JOIN LATERAL (SELECT epoch, kind FROM events e WHERE e.session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true),
+j AS MATERIALIZED (
+    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1 AND crashes >= {PATIENCE} AS condemned FROM d),
 s AS (
     UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), dispatched_at = clock_timestamp(),
-           ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END
-      FROM v WHERE s.id = v.id RETURNING s.id, s.queue, s.open_turns),
+           ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END,
+           mail_seq = s.mail_seq + CASE WHEN j.condemned THEN 1 ELSE 0 END,
+           crashes = CASE WHEN j.condemned THEN 0 WHEN j.turn_id IS NULL THEN s.crashes ELSE j.crashes END,
+           suspect = CASE WHEN j.condemned THEN NULL WHEN j.turn_id IS NULL THEN s.suspect
+                          WHEN s.suspect IS NOT NULL OR j.crashed OR j.crashes >= {PATIENCE}
+                          THEN CAST(ceil(least(coalesce(s.suspect, j.held), j.held) / {SHARE}.0) AS integer) END
+      FROM j WHERE s.id = j.id RETURNING s.id, s.queue, s.open_turns > 0 AND s.suspect IS NULL AS ring),
+m AS (
+    INSERT INTO mail (id, session_id, turn_id, kind, payload)
+    SELECT gen_random_uuid(), j.id, j.turn_id, 'condemn', json_build_object('reason', format(
+           '%s processes died under this turn one after another, the last one with nothing else in it', j.crashes))
+      FROM j JOIN s ON s.id = j.id WHERE j.condemned),
 t AS (
     UPDATE turns SET status = 'queued', version = version + 1 FROM s
      WHERE turns.session_id = s.id AND turns.status = 'running')
-SELECT id, queue, open_turns > 0 AS ring FROM s""")
+SELECT id, queue, ring FROM s""")
 
-RING = text("""
+RING = text(f"""
 WITH v AS MATERIALIZED (
     SELECT id FROM sessions
-     WHERE lease_worker IS NULL AND ready_at <= clock_timestamp() AND queue = :queue
-       AND (dispatched_at IS NULL OR dispatched_at < clock_timestamp() - CAST(:patience AS interval))
+     WHERE lease_worker IS NULL AND ready_at <= clock_timestamp() AND queue = :queue AND suspect IS NULL
+       AND (dispatched_at IS NULL
+            OR dispatched_at < clock_timestamp() - CAST(:patience AS interval) * (1 << least(rings, {LONGEST_PAUSE})))
      ORDER BY ready_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE sessions s SET dispatched_at = clock_timestamp() FROM v WHERE s.id = v.id RETURNING s.id""")
+UPDATE sessions s SET dispatched_at = clock_timestamp(), rings = least(s.rings + 1, 100)
+  FROM v WHERE s.id = v.id RETURNING s.id""")
 READY_QUEUES = text("""
-SELECT DISTINCT queue FROM (SELECT queue FROM sessions WHERE lease_worker IS NULL AND ready_at <= clock_timestamp()
+SELECT DISTINCT queue FROM (SELECT queue FROM sessions
+                             WHERE lease_worker IS NULL AND ready_at <= clock_timestamp() AND suspect IS NULL
                              ORDER BY ready_at LIMIT 10000) q""")
 FREE = text("""
 SELECT q.queue, sum(greatest(w.capacity - w.running, 0)) AS free
-  FROM workers w, unnest(w.queues) AS q(queue) WHERE w.dead_at IS NULL AND w.draining_since IS NULL GROUP BY q.queue""")
+  FROM workers w, unnest(w.queues) AS q(queue)
+ WHERE w.dead_at IS NULL AND w.draining_since IS NULL AND NOT w.isolated GROUP BY q.queue""")
 
 DUE = text("""
 SELECT id, session_id FROM turns WHERE status = 'scheduled' AND run_after <= clock_timestamp() ORDER BY run_after LIMIT :limit""")
@@ -116,6 +165,11 @@ async def tombstone(db: Database, verdict: Verdict) -> list[UUID]:
     """Declare silent workers dead; from then on their heartbeats write nothing."""
     params = {"ttl": verdict.ttl, "grace": verdict.lock_grace, "trusted_since": verdict.trusted_since}
     return [row.id for row in await db.fetch(TOMBSTONE, params)]
+
+
+async def bury(db: Database, *, process: UUID, crashed: bool) -> list[UUID]:
+    """Declare the workers of a process dead that has ended; ``crashed``: by its own doing, not by somebody's signal."""
+    return [row.id for row in await db.fetch(BURY, {"process": process, "crashed": crashed})]
 
 
 async def rescue(db: Database, *, limit: int = 1000) -> tuple[int, Rung]:

@@ -25,7 +25,23 @@ T = TypeVar("T")
 CAPACITY = 20
 MAIL = text("SELECT kind FROM mail WHERE session_id = :session AND turn_id = :turn AND consumed_at IS NULL")
 SIGNAL = text("SELECT id FROM mail WHERE session_id = :session AND name = :name")
-ALIVE = {"running": 0, "loop_age": timedelta(0), "draining": False, "want_leader": False, "leader": 0}
+ALIVE = {
+    "running": 0,
+    "loop_age": timedelta(0),
+    "draining": False,
+    "want_leader": False,
+    "leader": 0,
+    "watching_since": None,
+}
+ROW = {
+    "host": "here",
+    "pid": 1,
+    "queues": ["default"],
+    "capacity": CAPACITY,
+    "lock_key": None,
+    "process": None,
+    "isolated": False,
+}
 ENDS = {"cancel": (Kind.TURN_CANCELLED, TurnStatus.CANCELLED), "expire": (Kind.TURN_EXPIRED, TurnStatus.EXPIRED)}
 
 
@@ -56,7 +72,7 @@ class Worker:
         self.id = new_id()
         await self.world.clean.execute(
             REGISTER,
-            {"id": self.id, "host": "here", "pid": 1, "queues": ["default"], "capacity": CAPACITY, "lock_key": None},
+            {"id": self.id} | ROW,
         )
         self.journal.start_lanes()
 
@@ -104,7 +120,7 @@ class Worker:
         assert old != self.id
         await self.world.clean.execute(
             REGISTER,
-            {"id": self.id, "host": "here", "pid": 1, "queues": ["default"], "capacity": CAPACITY, "lock_key": None},
+            {"id": self.id} | ROW,
         )
 
     async def _reconcile(self) -> None:

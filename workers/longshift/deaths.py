@@ -1,0 +1,68 @@
+"""What the parent of a worker process makes of its end: the one that sees it die need not wait for its silence.
+
+    exit code 0                          an orderly end: it has signed off by itself
+    SIGKILL, SIGTERM, SIGINT ...         somebody ended it (a person, the kernel's memory killer): released at once
+    any other signal or exit code        it crashed by its own doing: released at once, and what ran there is suspect
+
+If the report does not get through, nothing is lost: the sweeper notices the silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from datetime import timedelta
+from uuid import UUID
+
+from longshift.config import Config
+from longshift.db import upkeep
+from longshift.db.database import Database
+from longshift.errors import Unavailable
+from longshift.hot import Hot
+
+logger = logging.getLogger(__name__)
+
+SENT = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
+"""Signals that come from outside: a process rarely sends them to itself."""
+PATIENCE = timedelta(seconds=5)
+"""For a report. After that the silence speaks."""
+
+
+def crashed(code: int) -> bool:
+    """Whether a process with this exit code (negative: the signal) ended by its own doing."""
+    return code != 0 and -code not in SENT
+
+
+async def report(db: Database, hot: Hot, *, process: UUID, code: int) -> bool:
+    """Declare the workers of a process dead that has ended with ``code``; release and ring what it held.
+
+    Returns whether there were any: a process that dies before it serves leaves nothing behind.
+
+    Raises:
+        Unavailable: Postgres does not answer.
+    """
+    workers = await upkeep.bury(db, process=process, crashed=crashed(code))
+    if not workers:
+        return False
+    released, rung = await upkeep.rescue(db)
+    logger.warning("a worker process has died", extra={"code": code, "crashed": crashed(code), "leases": released})
+    await hot.ring(rung)
+    return True
+
+
+async def report_once(config: Config, *, process: UUID, code: int) -> bool:
+    """The same for a parent that has no connections of its own."""
+    db = Database(
+        config.require("database_url"), size=2, connect_timeout=config.connect_timeout, name="longshift-report"
+    )
+    hot = Hot(config.require("redis_url"))
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            return await report(db, hot, process=process, code=code)
+    except (Unavailable, TimeoutError) as error:
+        logger.warning("a death could not be reported", extra={"reason": str(error) or "no answer in time"})
+        return False
+    finally:
+        await hot.close()
+        await db.close()

@@ -1,0 +1,116 @@
+"""Looks after a worker's wards: child processes in which turns run that may have crashed a process.
+
+    suspects wait (the heartbeat says so)  -> start a ward, if fewer than ``LONGSHIFT_WARDS`` run here
+    a ward dies                            -> report it: its suspects become a smaller group, the last one is condemned
+    no suspects left                       -> a ward ends by itself after a while
+    the worker drains, or dies             -> its standard input ends, and the ward drains
+
+Wards run at a lower priority than workers: finding out who crashes must not slow down those who do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import sys
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from datetime import timedelta
+from random import Random
+from uuid import UUID
+
+from longshift import deaths
+from longshift.config import Config, child_environment
+from longshift.db.database import Database
+from longshift.errors import Unavailable
+from longshift.heartbeat import Load
+from longshift.hot import Hot
+from longshift.model import new_id
+
+logger = logging.getLogger(__name__)
+
+LOOK = timedelta(milliseconds=500)
+JITTER = timedelta(seconds=1)
+"""Many workers learn of the same suspects at the same time: not all of them shall start a ward."""
+PAUSE = timedelta(seconds=2)
+"""After the start of a ward, until it is seen whether another one is needed."""
+LOWER = 5  # see nice(1)
+EXTRA = timedelta(seconds=15)
+"""What a ward may take to end beyond the grace of its steps."""
+
+
+class Warden:
+    """The wards of one worker."""
+
+    def __init__(self, db: Database, hot: Hot, *, load: Load, config: Config) -> None:
+        self._db = db
+        self._hot = hot
+        self._load = load
+        self._config = config
+        self._random = Random()
+        self._wards: dict[Process, asyncio.Task[None]] = {}
+        self._closing = False
+
+    async def run(self) -> None:
+        """Start wards when they are needed, for ever."""
+        while True:
+            await asyncio.sleep(LOOK.total_seconds())
+            if self._needed():
+                await asyncio.sleep(self._random.uniform(0, JITTER.total_seconds()))
+            if self._needed():
+                await self._start()
+                await asyncio.sleep(PAUSE.total_seconds())
+
+    def close(self) -> None:
+        """Ask all wards to drain."""
+        self._closing = True
+        for ward in self._wards:
+            assert ward.stdin is not None
+            ward.stdin.close()
+
+    async def closed(self) -> None:
+        """Wait until all wards have ended; kill those that take too long."""
+        if self._wards:
+            limit = self._config.drain_grace + EXTRA
+            await asyncio.wait(list(self._wards.values()), timeout=limit.total_seconds())
+        for ward in list(self._wards):
+            with suppress(ProcessLookupError):
+                ward.kill()
+
+    def _needed(self) -> bool:
+        return self._load.suspects and not self._closing and len(self._wards) < self._config.wards
+
+    async def _start(self) -> None:
+        process = new_id()
+        nice = [found, "-n", str(LOWER)] if (found := shutil.which("nice")) else []
+        config = self._config
+        try:
+            ward = await asyncio.create_subprocess_exec(
+                *nice,
+                *(sys.executable, "-P", "-m", "longshift.ward"),
+                stdin=PIPE,
+                env=child_environment(
+                    process=process,
+                    agents=config.agents,
+                    queues=config.queues,
+                    capacity=config.capacity,
+                    database_url=config.database_url,
+                    redis_url=config.redis_url,
+                    artifacts_url=config.artifacts_url,
+                ),
+            )
+        except OSError as error:
+            logger.error("a ward cannot be started", extra={"reason": str(error)})
+            return
+        logger.warning("ward started", extra={"pid": ward.pid})
+        self._wards[ward] = asyncio.create_task(self._watch(ward, process), name=f"ward {ward.pid}")
+
+    async def _watch(self, ward: Process, process: UUID) -> None:
+        code = await ward.wait()
+        del self._wards[ward]
+        if code != 0:
+            try:
+                await deaths.report(self._db, self._hot, process=process, code=code)
+            except Unavailable as error:  # the sweeper will notice the silence
+                logger.warning("a death could not be reported", extra={"reason": str(error)})
