@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
-GAP = 2.2
+GAP = 2.5
 """Seconds between two faults, on average."""
 QUIET_START = 2.0
 """Seconds at the start without a fault, so that there is something to disturb."""
 
 
 class FaultKind(StrEnum):
-    WORKER_KILL = "worker.kill"  # SIGKILL
+    WORKER_KILL = "worker.kill"  # SIGKILL of the worker; its supervisor, where it has one, lives on
+    WORKER_VANISH = "worker.vanish"  # SIGKILL of its supervisor and its wards too: a machine is gone
     WORKER_DRAIN = "worker.drain"  # SIGTERM
     WORKER_PAUSE = "worker.pause"  # SIGSTOP, for less than the time-to-live
     WORKER_FREEZE = "worker.freeze"  # SIGSTOP, past the time-to-live
@@ -39,12 +40,13 @@ class FaultKind(StrEnum):
 
 
 DECK: Mapping[FaultKind, int] = {
-    FaultKind.WORKER_KILL: 8,
-    FaultKind.WORKER_DRAIN: 5,
+    FaultKind.WORKER_KILL: 5,
+    FaultKind.WORKER_VANISH: 3,
+    FaultKind.WORKER_DRAIN: 4,
     FaultKind.WORKER_PAUSE: 4,
     FaultKind.WORKER_FREEZE: 4,
     FaultKind.API_KILL: 2,
-    FaultKind.API_STOP: 2,
+    FaultKind.API_STOP: 1,
     FaultKind.REDIS_FLUSH: 2,
     FaultKind.REDIS_RESTART: 1,
     FaultKind.REDIS_KILL: 1,
@@ -53,9 +55,9 @@ DECK: Mapping[FaultKind, int] = {
     FaultKind.POSTGRES_CRASH: 1,
     FaultKind.POSTGRES_KILL: 1,
     FaultKind.POSTGRES_HANG: 1,
-    FaultKind.STORE_SLOW: 2,
+    FaultKind.STORE_SLOW: 1,
     FaultKind.STORE_ERRORS: 2,
-    FaultKind.STORE_RESETS: 2,
+    FaultKind.STORE_RESETS: 1,
 }
 """How often each fault comes in one round; rounds follow each other, each in an order of its own."""
 

@@ -23,7 +23,7 @@ from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from tests.chaos.evidence import Death
 from tests.chaos.objects import FaultyStore, Mood
 from tests.chaos.schedule import RESTARTED_AFTER, Fault, FaultKind
-from tests.support.fleet import FAST, KEY, WORKER, Fleet, Process, free_port
+from tests.support.fleet import FAST, KEY, Fleet, Process, free_port
 from tests.support.meddler import Meddler
 from tests.support.object_store import ObjectServer
 from tests.support.waiting import wait_until
@@ -44,8 +44,10 @@ SMALL: Mapping[str, object] = {"capacity": 8, "threads": 8, "pool_size": 4}
 DROPPED = DOUBLED = 0.1
 """Shares of all wake-ups."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "chaos", "AWS_SECRET_ACCESS_KEY": "chaos", "AWS_EC2_METADATA_DISABLED": "true"}
-POISONED = frozenset({70, 41, -signal.SIGSEGV})
+POISONED = frozenset({70, 41, -signal.SIGSEGV, 128 + signal.SIGSEGV})
 """Exit codes of a process that a poison turn has ended: its loop was blocked, ``os._exit``, a segmentation fault."""
+UNAVAILABLE = 4
+"""Exit code of a process that cannot start because a server does not answer."""
 DRAIN_LIMIT = 45.0
 """Seconds from SIGTERM to the end of a process: the grace, and time for agents that do not listen."""
 READY = {"worker": "worker ready", "api": "the api listens"}
@@ -70,8 +72,21 @@ class Slot:
         return f"{self.kind}-{self.number}.{self.incarnation}"
 
     @property
+    def supervised(self) -> bool:
+        """Some workers are started again by their own supervisor, others by us."""
+        return self.kind == "worker" and self.number % 2 == 0
+
+    @property
     def up(self) -> bool:
         return self.process is not None and self.process.alive
+
+    def child(self) -> int | None:
+        """The worker below a supervisor."""
+        for pid in _tree(self.process.pid) if self.process is not None else []:
+            with suppress(psutil.NoSuchProcess):
+                if "--supervised" in psutil.Process(pid).cmdline():
+                    return pid
+        return None
 
     @property
     def ready(self) -> bool:
@@ -92,7 +107,7 @@ class Stage:
         self._poison = poison
         defaults = Config.model_fields
         usual = {name: defaults[name].default.total_seconds() for name in FAST}
-        self.settings: dict[str, object] = {**(QUICK if quick else usual), **SMALL, "agents": "tests.chaos.agents"}
+        self.settings: dict[str, object] = {**(QUICK if quick else usual), **SMALL}
         self.slots = [Slot("worker", n) for n in range(workers)] + [Slot("api", n) for n in range(replicas)]
         self.urls = [""] * replicas
         self.injected: Counter[FaultKind] = Counter()
@@ -153,9 +168,13 @@ class Stage:
         slot.drained_at, slot.restart_at = None, 0.0
         self.starts += 1
         if slot.kind == "worker":
-            # as Fleet.start_worker does, without its own agents and without waiting
-            environment = {"CHAOS_FOLDER": str(self.fleet.folder)}
-            slot.process = self.fleet._start(slot.name, WORKER, {}, environment=environment)
+            slot.process = self.fleet.start_worker(
+                slot.name,
+                environment={"CHAOS_FOLDER": str(self.fleet.folder)},
+                ready=False,
+                supervised=slot.supervised,
+                agents="tests.chaos.agents",
+            )
         else:
             port = free_port()  # another one each time: a connection may have taken the last one's
             slot.process = self.fleet._start(slot.name, ["longshift_api"], {"port": port, "api_key": KEY})
@@ -190,8 +209,8 @@ class Stage:
         log = process.log()
         if slot.killed or (slot.drained_at is not None and code == 0):
             return
-        if READY[slot.kind] not in log:
-            self.failed_starts += 1  # Postgres was away, or the worker was told to stop while it started
+        if READY[slot.kind] not in log or code == UNAVAILABLE:
+            self.failed_starts += 1  # a server was away, or the process was told to stop while it started
         elif self._poison and slot.kind == "worker" and code in POISONED:
             self.poisoned += 1
         else:
@@ -252,7 +271,9 @@ class Stage:
             return
         self.injected[kind] += 1
         match kind:
-            case FaultKind.WORKER_KILL | FaultKind.API_KILL:
+            case FaultKind.WORKER_KILL if slot.supervised and (child := slot.child()) is not None:
+                _signal_all([child], signal.SIGKILL)  # its supervisor starts another one
+            case FaultKind.WORKER_KILL | FaultKind.WORKER_VANISH | FaultKind.API_KILL:
                 slot.killed, slot.restart_at = True, time.monotonic() + fault.seconds
                 self._signal(slot, signal.SIGKILL)
             case FaultKind.WORKER_DRAIN | FaultKind.API_STOP:
@@ -262,10 +283,11 @@ class Stage:
                 await self._pause(slot, fault.seconds)
 
     def _victim(self, fault: Fault) -> Slot | None:
-        """The one that the schedule names, or the next one that stands."""
+        """The one that the schedule names, or the next one that stands; the last one that stands is spared."""
         slots = [slot for slot in self.slots if slot.kind == fault.kind.target]
         order = slots[fault.victim :] + slots[: fault.victim]
-        return next((s for s in order if s.ready and not s.killed and not s.paused and s.drained_at is None), None)
+        standing = [s for s in order if s.ready and not s.killed and not s.paused and s.drained_at is None]
+        return standing[0] if len(standing) > 1 else None
 
     async def _pause(self, slot: Slot, seconds: float) -> None:
         incarnation = slot.incarnation
