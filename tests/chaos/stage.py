@@ -80,12 +80,12 @@ class Slot:
     def up(self) -> bool:
         return self.process is not None and self.process.alive
 
-    def child(self) -> int | None:
+    def child(self) -> psutil.Process | None:
         """The worker below a supervisor."""
-        for pid in _tree(self.process.pid) if self.process is not None else []:
+        for process in _tree(self.process.pid) if self.process is not None else []:
             with suppress(psutil.NoSuchProcess):
-                if "--supervised" in psutil.Process(pid).cmdline():
-                    return pid
+                if "--supervised" in process.cmdline():
+                    return process
         return None
 
     @property
@@ -138,7 +138,9 @@ class Stage:
         for task in list(self._faults):
             task.cancel()
         await asyncio.gather(*self._faults, return_exceptions=True)
+        everybody = [process for slot in self.slots if slot.process for process in _tree(slot.process.pid)]
         await self._stack.aclose()
+        _signal_all(everybody, signal.SIGKILL)  # a worker whose supervisor was ended may still drain
 
     async def _start(self) -> None:
         os.environ.update(CREDENTIALS)
@@ -304,8 +306,8 @@ class Stage:
         """SIGTERM to the process itself, anything else to it and its children, as the end of a machine would."""
         if slot.process is None or not slot.process.alive:
             return
-        everybody = [slot.process.pid] if number == signal.SIGTERM else _tree(slot.process.pid)
-        _signal_all(everybody, number)
+        everybody = _tree(slot.process.pid)
+        _signal_all(everybody[:1] if number == signal.SIGTERM else everybody, number)
 
     async def _disturb(self, kind: FaultKind, seconds: float) -> None:
         match kind:
@@ -357,14 +359,16 @@ async def _hang(pid: int | None, seconds: float) -> None:
         _signal_all(reversed(stopped), signal.SIGCONT)
 
 
-def _tree(pid: int) -> list[int]:
+def _tree(pid: int) -> list[psutil.Process]:
     """A process and all below it, parents first."""
     with suppress(psutil.NoSuchProcess):
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
     return []
 
 
-def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+def _signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    """To those that still are what they were: psutil does not take a later process of the same pid for them."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
