@@ -48,7 +48,7 @@ class Client:
             self.overrun: 8,
             self.later: 8,
             self.misbehave: 5,
-            self.poison: 3 if poison else 0,
+            self.poison: 8 if poison else 0,
         }
 
     async def run(self, stopping: asyncio.Event) -> None:
