@@ -185,7 +185,7 @@ def _event(event: Json) -> Event:
 
 
 def _recorded(found: Evidence, *, kinds: Iterable[str] = frozenset(STEPS)) -> dict[tuple[str, str], int]:
-    """For each (turn, step) the attempt whose lease recorded its result."""
+    """For each (turn, step) the attempt that first recorded its result."""
     result: dict[tuple[str, str], int] = {}
     for events in found.events.values():
         attempts: dict[str, int] = {}
@@ -193,7 +193,7 @@ def _recorded(found: Evidence, *, kinds: Iterable[str] = frozenset(STEPS)) -> di
             if event["kind"] == "turn.started":
                 attempts[event["turn_id"]] = event["payload"]["attempt"]
             elif event["kind"] in kinds:
-                result[event["turn_id"], event["payload"]["name"]] = attempts.get(event["turn_id"], 0)
+                result.setdefault((event["turn_id"], event["payload"]["name"]), attempts.get(event["turn_id"], 0))
     return result
 
 
