@@ -237,6 +237,9 @@ class Client:
             self._found.seen.append(Seen(turn["id"], turn["status"], turn["output"]))
 
     def _follow(self, session: str) -> None:
+        """One session at a time: connections are not without number."""
+        for earlier in self._followers:
+            earlier.cancel()
         task = asyncio.create_task(follow(self._edge, self._found, session))
         self._followers.add(task)
         task.add_done_callback(self._followers.discard)

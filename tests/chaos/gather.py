@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SETTLED = 20.0
 """Seconds after the end of the last turn in which leases are given back and the last wake-ups taken."""
 MEANT = "tests.chaos.agents.Strange"
 """In a traceback: an agent raised it because it was told to."""
+CHAINED = re.compile(r"\n\n(?:The above exception was|During handling of)[^\n]*\n\n")
 HELD = "SELECT count(*) FROM sessions WHERE lease_worker IS NOT NULL"
 HELD_BY_THE_DEAD = "SELECT count(*) FROM sessions s JOIN workers w ON w.id = s.lease_worker WHERE w.dead_at IS NOT NULL"
 
@@ -106,7 +108,8 @@ def _tracebacks(log: Path) -> Iterator[str]:
             continue
         try:
             entry = json.loads(line)
-            text = f"{entry['message']}: {entry['trace'].strip().splitlines()[-1]}"
+            causes = [part.strip().splitlines()[-1][:200] for part in CHAINED.split(entry["trace"])]
+            text = f"{entry['message']}: {', because of '.join(reversed(causes))}"
         except (ValueError, KeyError, TypeError):
             text = " | ".join(lines[number : number + 30])
         yield f"{log.name}, line {number + 1}: {text[:600]}"
