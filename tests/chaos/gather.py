@@ -82,7 +82,7 @@ def gather_files(stage: Stage, found: Evidence) -> None:
     found.deaths = stage.deaths
     for log in sorted(stage.fleet.folder.glob("*.log")):
         found.logs += 1
-        found.tracebacks += _tracebacks(log)
+        found.tracebacks += tracebacks(log)
 
 
 def _keys(url: str) -> Iterator[Key]:
@@ -101,7 +101,8 @@ def _count(connection: psycopg.Connection, statement: str) -> int:
     return int(row[0])
 
 
-def _tracebacks(log: Path) -> Iterator[str]:
+def tracebacks(log: Path) -> Iterator[str]:
+    """Those in a log that nobody has injected, a line for each, with where it stands and what it came from."""
     lines = log.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines):
         if "Traceback (most recent call last)" not in line or MEANT in line:
