@@ -198,6 +198,7 @@ async def long(turn: Turn, seconds: float) -> None:
     """One long step."""
     see(turn, "entered")
 
+    @step(timeout=timedelta(hours=1))
     async def run() -> None:
         note(turn, "begun", "long")
         await asyncio.sleep(seconds)

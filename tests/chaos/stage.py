@@ -62,6 +62,7 @@ class Slot:
     process: Process | None = None
     incarnation: int = 0
     killed: bool = False
+    child_killed: bool = False  # below its supervisor
     drained_at: float | None = None
     paused: bool = False
     restart_at: float = 0.0
@@ -166,7 +167,7 @@ class Stage:
 
     def _launch(self, slot: Slot) -> None:
         slot.incarnation += 1
-        slot.killed = slot.paused = slot.was_ready = False
+        slot.killed = slot.child_killed = slot.paused = slot.was_ready = False
         slot.drained_at, slot.restart_at = None, 0.0
         self.starts += 1
         if slot.kind == "worker":
@@ -209,7 +210,10 @@ class Stage:
         code = process.exit_code()
         self._guardian.forget(process.pid)
         log = process.log()
-        if slot.killed or (slot.drained_at is not None and code == 0):
+        in_order = (
+            {0, 128 + signal.SIGKILL} if slot.child_killed else {0}
+        )  # a supervisor without a child ends as that did
+        if slot.killed or (slot.drained_at is not None and code in in_order):
             return
         if READY[slot.kind] not in log or code == UNAVAILABLE:
             self.failed_starts += 1  # a server was away, or the process was told to stop while it started
@@ -274,7 +278,8 @@ class Stage:
         self.injected[kind] += 1
         match kind:
             case FaultKind.WORKER_KILL if slot.supervised and (child := slot.child()) is not None:
-                _signal_all([child], signal.SIGKILL)  # its supervisor starts another one
+                slot.child_killed = True  # its supervisor starts another one
+                _signal_all([child], signal.SIGKILL)
             case FaultKind.WORKER_KILL | FaultKind.WORKER_VANISH | FaultKind.API_KILL:
                 slot.killed, slot.restart_at = True, time.monotonic() + fault.seconds
                 self._signal(slot, signal.SIGKILL)
