@@ -17,12 +17,13 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
-    """Every command that does something, with its long options."""
+    """Every command that does something, with its long options (without those that only we use)."""
     below = getattr(command, "commands", {})
     for word, sub in below.items():
         yield from _commands(sub, f"{name} {word}")
     if not below:
-        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+        options = {option for parameter in shown for option in parameter.opts if option.startswith("--")}
         yield name, options - {"--help"}
 
 

@@ -60,9 +60,7 @@ class Config(BaseSettings):
     workers: int = Field(2, ge=0, description="worker processes of the local stack")
     capacity: int = Field(500, ge=1, description="turns that one worker process runs at a time")
     threads: int = Field(16, ge=1, description="threads for agents and steps that are not async")
-    wards: int = Field(
-        4, ge=0, description="child processes of a worker, at most, for turns that may have crashed one; 0: none"
-    )
+    wards: int = Field(4, ge=1, description="child processes of a worker, at most, for turns that may have crashed one")
     process: UUID | None = Field(None, description="given by a supervisor to the process that it starts")
 
     # time limits of the protocol (design: liveness belongs to the worker)

@@ -51,8 +51,8 @@ async def report(db: Database, hot: Hot, *, process: UUID, code: int) -> bool:
     return True
 
 
-async def report_once(config: Config, *, process: UUID, code: int) -> bool:
-    """The same for a parent that has no connections of its own."""
+async def report_once(config: Config, *, process: UUID, code: int) -> bool | None:
+    """The same for a parent that has no connections of its own; None: the report did not get through."""
     db = Database(
         config.require("database_url"), size=2, connect_timeout=config.connect_timeout, name="longshift-report"
     )
@@ -62,6 +62,9 @@ async def report_once(config: Config, *, process: UUID, code: int) -> bool:
             return await report(db, hot, process=process, code=code)
     except (Unavailable, TimeoutError) as error:
         logger.warning("a death could not be reported", extra={"reason": str(error) or "no answer in time"})
+        return None
+    except Exception as error:  # noqa: BLE001 - no tables, say: what the child has complained of is what counts
+        logger.info("a death could not be reported", extra={"reason": type(error).__name__})
         return False
     finally:
         await hot.close()

@@ -26,8 +26,8 @@ PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before the child is started again: the first time, the second ..."""
 SETTLED = 60.0
 """Seconds that a child must run before its next death counts as the first."""
-STARTED = 3.0
-"""Seconds after which a child had started, if the database knows nothing of it."""
+CANNOT_START = frozenset({2, 4})
+"""Exit codes with which a worker says that settings are wrong, or that something does not answer."""
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -39,12 +39,12 @@ class Supervisor:
         command: of the child.
         environment: makes the child's environment from the identity that is given to it.
         report: told the identity and the exit code (negative: the signal) of a child that died; returns whether the
-            child had become a worker.
+            child had become a worker, None if that cannot be found out.
     """
 
     command: Sequence[str]
     environment: Callable[[UUID], Mapping[str, str]]
-    report: Callable[[UUID, int], bool]
+    report: Callable[[UUID, int], bool | None]
     clock: Clock = SYSTEM
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _asked: threading.Event = field(default_factory=threading.Event, init=False)
@@ -64,7 +64,9 @@ class Supervisor:
             begun = self.clock.monotonic()
             process, code = self._one()
             lived = self.clock.monotonic() - begun
-            started = code == 0 or self.report(process, code) or lived > STARTED
+            started = code == 0 or self.report(process, code)
+            if started is None:
+                started = code not in CANNOT_START
             if self._asked.is_set() or code == 0 or (code > 0 and not started):
                 return code if code >= 0 else 128 - code
             deaths = 1 if lived > SETTLED else deaths + 1

@@ -15,6 +15,7 @@ import logging
 import shutil
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from random import Random
@@ -31,8 +32,9 @@ from longshift.model import new_id
 logger = logging.getLogger(__name__)
 
 LOOK = timedelta(milliseconds=500)
-JITTER = timedelta(seconds=1)
-"""Many workers learn of the same suspects at the same time: not all of them shall start a ward."""
+HESITATION = (2.0, 6.0)
+"""Seconds, from and to: all workers learn of the same suspects at the same time, and not all shall start a ward. The leader
+does at once; others (whose queues and agents may be others) when suspects still wait after a while."""
 PAUSE = timedelta(seconds=2)
 """After the start of a ward, until it is seen whether another one is needed."""
 LOWER = 5  # see nice(1)
@@ -43,7 +45,9 @@ EXTRA = timedelta(seconds=15)
 class Warden:
     """The wards of one worker."""
 
-    def __init__(self, db: Database, hot: Hot, *, load: Load, config: Config) -> None:
+    def __init__(self, db: Database, hot: Hot, *, load: Load, leads: Callable[[], bool], config: Config) -> None:
+        """``leads``: whether this worker is the sweeper's leader now."""
+        self._leads = leads
         self._db = db
         self._hot = hot
         self._load = load
@@ -56,8 +60,8 @@ class Warden:
         """Start wards when they are needed, for ever."""
         while True:
             await asyncio.sleep(LOOK.total_seconds())
-            if self._needed():
-                await asyncio.sleep(self._random.uniform(0, JITTER.total_seconds()))
+            if self._needed() and not self._leads():
+                await asyncio.sleep(self._random.uniform(*HESITATION))
             if self._needed():
                 await self._start()
                 await asyncio.sleep(PAUSE.total_seconds())

@@ -140,7 +140,8 @@ class Worker:
         await asyncio.to_thread(self._heartbeat.register)
         self._worker_id = self._heartbeat.worker_id
         self._journal.start_lanes()
-        self._warden = Warden(self._db, self._hot, load=self._heartbeat.load, config=config)
+        heartbeat = self._heartbeat
+        self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=lambda: heartbeat.leader, config=config)
         sweeper = Sweeper(self._db, self._hot, heartbeat=self._heartbeat, config=config, clock=self._clock)
         self._serve(
             tick=tick(self._heartbeat.load, clock=self._clock),

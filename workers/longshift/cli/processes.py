@@ -86,7 +86,7 @@ def _supervise(config: Config) -> int:
             artifacts_url=config.artifacts_url,
         )
 
-    def report(process: UUID, code: int) -> bool:
+    def report(process: UUID, code: int) -> bool | None:
         from longshift import deaths
 
         if config.database_url is None or config.redis_url is None:  # the child has complained
