@@ -16,11 +16,11 @@ def answers_keep_the_contract(found: Evidence) -> Iterator[str]:
 
 def redis_keeps_nothing(found: Evidence) -> Iterator[str]:
     """No key without a time to live beside the wake-up lists, and these are empty when there is nothing to do."""
+    for name, kind in {(key.name, key.kind) for key in [*found.redis_keys_during, *found.redis_keys] if key.ttl < 0}:
+        if not name.startswith(WAKE_UPS):
+            yield f"the key {name} ({kind}) has no time to live"
     for key in found.redis_keys:
-        if not key.name.startswith(WAKE_UPS):
-            if key.ttl < 0:
-                yield f"the key {key.name} ({key.kind}) has no time to live"
-        elif key.length:
+        if key.name.startswith(WAKE_UPS) and key.length:
             yield f"{key.length} wake-ups are left on {key.name}"
 
 

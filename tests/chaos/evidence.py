@@ -87,6 +87,9 @@ class Evidence:
     bad_answers: list[str] = field(default_factory=list)
     """Answers that the contract does not allow."""
     redis_keys: list[Key] = field(default_factory=list)
+    """What is in Redis when everything is at rest."""
+    redis_keys_during: list[Key] = field(default_factory=list)
+    """What was there when somebody looked during the run, each look for itself."""
     leases_held: int = 0
     leases_of_the_dead: int = 0
     logs: int = 0
@@ -108,6 +111,7 @@ class Evidence:
                 "streams": _many(Stream, found["streams"]),
                 "effects": _many(Effect, found["effects"]),
                 "redis_keys": _many(Key, found["redis_keys"]),
+                "redis_keys_during": _many(Key, found["redis_keys_during"]),
                 "deaths": _many(Death, found["deaths"]),
             }
         )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -76,6 +77,12 @@ async def gather_servers(stage: Stage, found: Evidence) -> None:
         return  # what is left is in the evidence
 
 
+async def look_at_redis(stage: Stage, found: Evidence) -> None:
+    """Now, while everything goes on; nothing if Redis does not answer."""
+    with suppress(redis.RedisError, OSError):
+        found.redis_keys_during += await asyncio.to_thread(lambda: list(_keys(stage.redis_url)))
+
+
 def gather_files(stage: Stage, found: Evidence) -> None:
     """What agents wrote down, and what processes were surprised by."""
     found.effects = stage.fleet.effects()
@@ -86,7 +93,7 @@ def gather_files(stage: Stage, found: Evidence) -> None:
 
 
 def _keys(url: str) -> Iterator[Key]:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
+    with redis.Redis.from_url(url, decode_responses=True, socket_timeout=2) as client:
         for name in client.scan_iter(count=1000):
             kind = str(client.type(name))
             ttl = client.pttl(name)

@@ -15,7 +15,7 @@ from tests.chaos.checker import Checked, check
 from tests.chaos.clients import Client
 from tests.chaos.edge import Edge
 from tests.chaos.evidence import TERMINAL, Evidence
-from tests.chaos.gather import gather_api, gather_files, gather_servers
+from tests.chaos.gather import gather_api, gather_files, gather_servers, look_at_redis
 from tests.chaos.numbers import numbers_of
 from tests.chaos.schedule import Fault, draw
 from tests.chaos.stage import Stage
@@ -146,6 +146,7 @@ async def _progress(stage: Stage, found: Evidence, say: Callable[[str], None]) -
     begun = time.monotonic()
     while True:
         await asyncio.sleep(5)
+        await look_at_redis(stage, found)
         ended = len({seen.turn for seen in found.seen if seen.status in TERMINAL})
         up = sum(slot.ready and not slot.paused for slot in stage.slots)
         say(

@@ -100,6 +100,7 @@ def good() -> Evidence:
         streams=[Stream(SESSION, [1, 2, 3], resumed=1)],
         effects=effects,
         answers=10,
+        redis_keys_during=[Key("longshift.wake.default", "list", -1, 7)],
         redis_keys=[Key("longshift.wake.default", "list", -1, 0), Key("longshift.lead", "string", 3.0)],
         logs=3,
     )

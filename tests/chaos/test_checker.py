@@ -282,6 +282,11 @@ def a_key_is_left_for_ever(found: Evidence) -> None:
 
 
 @doctored("redis keeps nothing")
+def a_key_without_end_was_seen_during_the_run(found: Evidence) -> None:
+    found.redis_keys_during.append(Key("unacked_index", "zset", -1))
+
+
+@doctored("redis keeps nothing")
 def wake_ups_are_left(found: Evidence) -> None:
     found.redis_keys.append(Key("longshift.wake.other", "list", -1, 2))
 
