@@ -119,5 +119,6 @@ def tracebacks(log: Path) -> Iterator[str]:
             causes = [part.strip().splitlines()[-1][:200] for part in CHAINED.split(entry["trace"])]
             text = f"{entry['message']}: {', because of '.join(reversed(causes))}"
         except (ValueError, KeyError, TypeError):
-            text = " | ".join(lines[number : number + 30])
+            rest = lines[number + 1 :]
+            text = next((other for other in rest if other and not other[0].isspace()), "a torn traceback")
         yield f"{log.name}, line {number + 1}: {text[:600]}"
