@@ -9,10 +9,10 @@ from datetime import datetime
 from uuid import UUID
 
 from longshift.events import Context, Event, apply
-from longshift.model import Prefix, parse_id
+from longshift.model import Json, Prefix, parse_id
 from tests.chaos.evidence import TERMINAL, Evidence
 from tests.chaos.plans import context_of
-from tests.support.fleet import Effect, Json
+from tests.support.fleet import Effect
 
 ONCE = {"step.completed", "step.failed", "value.recorded", "wait.begun", "wait.ended", "state.changed", "message.said"}
 """Kinds of which a turn has at most one under each key."""

@@ -16,10 +16,10 @@ from random import Random
 import httpx
 from uuid_utils.compat import uuid7
 
+from longshift.model import Json
 from tests.chaos.edge import Edge, GaveUpError, RefusedError, TooLateError
 from tests.chaos.evidence import TERMINAL, Asked, Evidence, Seen, Stream
 from tests.chaos.plans import FAULTY, PLAIN, POISON, WORTH, Mischief, Part, Plan
-from tests.support.fleet import Json
 
 PARTS: tuple[Part, ...] = tuple(WORTH)
 FOR_EVER = 3600.0

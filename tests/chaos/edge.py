@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
+from longshift.model import Json
 from tests.chaos.evidence import Evidence
-from tests.support.fleet import KEY, Json
+from tests.support.fleet import KEY
 
 PAUSE = 0.3
 TIMEOUT = 20.0

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.fleet import Effect, Json
+from longshift.model import Json
+from tests.support.fleet import Effect
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 

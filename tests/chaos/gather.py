@@ -12,10 +12,10 @@ from pathlib import Path
 import psycopg
 import redis
 
+from longshift.model import Json
 from tests.chaos.edge import Edge
 from tests.chaos.evidence import Evidence, Key
 from tests.chaos.stage import Stage
-from tests.support.fleet import Json
 from tests.support.waiting import wait_until
 
 AT_ONCE = 8

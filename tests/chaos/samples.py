@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from longshift.model import Json
 from tests.chaos.evidence import Asked, Evidence, Key, Seen, Stream
 from tests.chaos.plans import context_of
-from tests.support.fleet import Effect, Json
+from tests.support.fleet import Effect
 
 SESSION = f"ses_{1:032x}"
 FIRST, SECOND, POISON = (f"turn_{n:032x}" for n in (1, 2, 3))

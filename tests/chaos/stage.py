@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
 import redis
 
 from longshift.config import Config
@@ -23,7 +22,8 @@ from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from tests.chaos.evidence import Death
 from tests.chaos.objects import FaultyStore, Mood
 from tests.chaos.schedule import RESTARTED_AFTER, Fault, FaultKind
-from tests.support.fleet import FAST, KEY, Fleet, Process, free_port
+from tests.chaos.slots import Slot, signal_all, tree
+from tests.support.fleet import KEY, Fleet
 from tests.support.meddler import Meddler
 from tests.support.object_store import ObjectServer
 from tests.support.waiting import wait_until
@@ -50,50 +50,7 @@ UNAVAILABLE = 4
 """Exit code of a process that cannot start because a server does not answer."""
 DRAIN_LIMIT = 45.0
 """Seconds from SIGTERM to the end of a process: the grace, and time for agents that do not listen."""
-READY = {"worker": "worker ready", "api": "the api listens"}
-
-
-@dataclass
-class Slot:
-    """A place for one worker or API replica, refilled whenever its process ends."""
-
-    kind: str  # "worker" or "api"
-    number: int
-    process: Process | None = None
-    incarnation: int = 0
-    killed: bool = False
-    child_killed: bool = False  # below its supervisor
-    drained_at: float | None = None
-    paused: bool = False
-    restart_at: float = 0.0
-    was_ready: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}-{self.number}.{self.incarnation}"
-
-    @property
-    def supervised(self) -> bool:
-        """Some workers are started again by their own supervisor, others by us."""
-        return self.kind == "worker" and self.number % 2 == 0
-
-    @property
-    def up(self) -> bool:
-        return self.process is not None and self.process.alive
-
-    def child(self) -> psutil.Process | None:
-        """The worker below a supervisor."""
-        for process in _tree(self.process.pid) if self.process is not None else []:
-            with suppress(psutil.NoSuchProcess):
-                if "--supervised" in process.cmdline():
-                    return process
-        return None
-
-    @property
-    def ready(self) -> bool:
-        if self.process is not None and not self.was_ready:
-            self.was_ready = READY[self.kind] in self.process.log()
-        return self.up and self.was_ready
+API = ("longshift_api",)
 
 
 class Stage:
@@ -107,7 +64,7 @@ class Stage:
         self._seed = seed
         self._poison = poison
         defaults = Config.model_fields
-        usual = {name: defaults[name].default.total_seconds() for name in FAST}
+        usual = {name: defaults[name].default.total_seconds() for name in QUICK}
         self.settings: dict[str, object] = {**(QUICK if quick else usual), **SMALL}
         self.slots = [Slot("worker", n) for n in range(workers)] + [Slot("api", n) for n in range(replicas)]
         self.urls = [""] * replicas
@@ -139,9 +96,9 @@ class Stage:
         for task in list(self._faults):
             task.cancel()
         await asyncio.gather(*self._faults, return_exceptions=True)
-        everybody = [process for slot in self.slots if slot.process for process in _tree(slot.process.pid)]
+        everybody = [process for slot in self.slots if slot.process for process in tree(slot.process.pid)]
         await self._stack.aclose()
-        _signal_all(everybody, signal.SIGKILL)  # a worker whose supervisor was ended may still drain
+        signal_all(everybody, signal.SIGKILL)  # a worker whose supervisor was ended may still drain
 
     async def _start(self) -> None:
         os.environ.update(CREDENTIALS)
@@ -160,8 +117,15 @@ class Stage:
         objects = self._stack.enter_context(ObjectServer())
         self.store = await self._stack.enter_async_context(FaultyStore(objects.endpoint, seed=self._seed))
         self.settings["artifacts_url"] = objects.url("chaos").replace(objects.endpoint, self.store.endpoint)
-        self.fleet = Fleet(logs, self.database_url, self.meddler.url, self._guardian, settings=self.settings)
-        self._stack.callback(self.fleet.close)
+        self.fleet = self._stack.enter_context(
+            Fleet(
+                logs,
+                database_url=self.database_url,
+                redis_url=self.meddler.url,
+                guardian=self._guardian,
+                settings=self.settings,
+            )
+        )
         for slot in self.slots:
             self._launch(slot)
 
@@ -179,8 +143,8 @@ class Stage:
                 agents="tests.chaos.agents",
             )
         else:
-            port = free_port()  # another one each time: a connection may have taken the last one's
-            slot.process = self.fleet._start(slot.name, ["longshift_api"], {"port": port, "api_key": KEY})
+            port = _free_port()  # another one each time: a connection may have taken the last one's
+            slot.process = self.fleet._start(slot.name, API, {"port": port, "api_key": KEY}, environment={})
             self.urls[slot.number] = f"http://127.0.0.1:{port}"
 
     async def keep_up(self) -> None:
@@ -215,7 +179,7 @@ class Stage:
         )  # a supervisor without a child ends as that did
         if slot.killed or (slot.drained_at is not None and code in in_order):
             return
-        if READY[slot.kind] not in log or code == UNAVAILABLE:
+        if slot.READY[slot.kind] not in log or code == UNAVAILABLE:
             self.failed_starts += 1  # a server was away, or the process was told to stop while it started
         elif self._poison and slot.kind == "worker" and code in POISONED:
             self.poisoned += 1
@@ -279,7 +243,7 @@ class Stage:
         match kind:
             case FaultKind.WORKER_KILL if slot.supervised and (child := slot.child()) is not None:
                 slot.child_killed = True  # its supervisor starts another one
-                _signal_all([child], signal.SIGKILL)
+                signal_all([child], signal.SIGKILL)
             case FaultKind.WORKER_KILL | FaultKind.WORKER_VANISH | FaultKind.API_KILL:
                 slot.killed, slot.restart_at = True, time.monotonic() + fault.seconds
                 self._signal(slot, signal.SIGKILL)
@@ -311,8 +275,8 @@ class Stage:
         """SIGTERM to the process itself, anything else to it and its children, as the end of a machine would."""
         if slot.process is None or not slot.process.alive:
             return
-        everybody = _tree(slot.process.pid)
-        _signal_all(everybody[:1] if number == signal.SIGTERM else everybody, number)
+        everybody = tree(slot.process.pid)
+        signal_all(everybody[:1] if number == signal.SIGTERM else everybody, number)
 
     async def _disturb(self, kind: FaultKind, seconds: float) -> None:
         match kind:
@@ -356,24 +320,15 @@ class Stage:
 
 async def _hang(pid: int | None, seconds: float) -> None:
     """SIGSTOP a server with all its processes for some seconds."""
-    stopped = _tree(pid) if pid is not None else []
-    _signal_all(stopped, signal.SIGSTOP)
+    stopped = tree(pid) if pid is not None else []
+    signal_all(stopped, signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
     finally:
-        _signal_all(reversed(stopped), signal.SIGCONT)
+        signal_all(reversed(stopped), signal.SIGCONT)
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it, parents first."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
-
-
-def _signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """To those that still are what they were: psutil does not take a later process of the same pid for them."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from longshift.model import Json
 from tests.chaos.checker import CHECKS, check
 from tests.chaos.evidence import Asked, Death, Evidence, Key, Seen, Stream
 from tests.chaos.samples import FIRST, POISON, SECOND, SESSION, effect, good
-from tests.support.fleet import Json
 
 DOCTORED: dict[str, tuple[str, Callable[[Evidence], object]]] = {}
 
