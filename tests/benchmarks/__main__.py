@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 
 from longshift.embedded import Guardian
-from tests.benchmarks import idle, recovery, restore, steps, turns, waiting
+from tests.benchmarks import drain, faults, idle, outages, poison, recovery, restore, stale, steps, turns, waiting
 from tests.benchmarks.figures import Report, machine
 from tests.benchmarks.stack import Stack
 
@@ -22,17 +23,27 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "steps": steps.run,
     "turns": turns.run,
     "recovery": recovery.run,
+    "faults": faults.run,
+    "drain": drain.run,
+    "stale": stale.run,
+    "poison": poison.run,
+    "outages": outages.run,
     "waiting": waiting.run,
     "idle": idle.run,
     "restore": restore.run,
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(BENCHMARKS)}; default: all")]
-Short = Annotated[bool, typer.Option("--short", help="a smoke test of each in under a minute: its figures mean little")]
+Short = Annotated[
+    bool, typer.Option("--short", help="a smoke test, all in a minute and a half: its figures mean little")
+]
 AsJson = Annotated[Path | None, typer.Option("--json", help="write the figures to this file too; '-': only them, here")]
 
 
 def main(names: Names = None, short: Short = False, as_json: AsJson = None) -> None:
-    """Measure Longshift on servers of its own: figures of one run beside each other, medians with their spread."""
+    """Measure Longshift on servers of its own: figures of one run beside each other, medians with their spread.
+
+    Ends with 1 if a turn was lost, a finished step ran again, or the like: each such finding is printed.
+    """
     chosen = names or list(BENCHMARKS)
     if unknown := set(chosen) - BENCHMARKS.keys():
         raise typer.BadParameter(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
@@ -56,6 +67,9 @@ def main(names: Names = None, short: Short = False, as_json: AsJson = None) -> N
         print(text)
     elif as_json is not None:
         as_json.write_text(text + "\n")
+    if violated := [f"{report.name}: {what}" for report in reports for what in report.violations]:
+        sys.stderr.write("\n".join(["VIOLATED", *violated, ""]))
+        raise typer.Exit(1)
 
 
 async def _run(name: str, stack: Stack, *, short: bool) -> Report:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
+import resource
 import time
 from datetime import timedelta
+from typing import Literal
 
 from pydantic import BaseModel
 
 from longshift import Turn, agent, step
+from tests.benchmarks.effects import BEGUN, DONE, note, step_name
 
 RESULT = "x" * 256
 
@@ -75,6 +80,63 @@ async def steady(turn: Turn, rhythm: Beat) -> int:
     return rhythm.count
 
 
+class Work(BaseModel):
+    """``steps``: how long each takes, in ms. ``place``: of the turn in its session. ``file``: of the effects.
+
+    ``gate``: a file; while it is not there, the first step does not end.
+    """
+
+    steps: list[int]
+    file: str
+    place: int = 0
+    gate: str = ""
+    crash: Literal["", "segfault", "exit"] = ""
+
+
+async def labour(turn: Turn, given: Work) -> int:
+    """Steps of known lengths; each writes a line when it begins and when it ends."""
+
+    async def part(number: int) -> int:
+        note(given.file, BEGUN, turn, place=given.place, step=number)
+        while given.gate and not os.path.exists(given.gate):  # noqa: ASYNC110, ASYNC240, PTH110 - of another process
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(given.steps[number] / 1000)
+        note(given.file, DONE, turn, place=given.place, step=number)
+        return number
+
+    for number in range(len(given.steps)):
+        await turn.step(step_name(number), part, number)
+    return len(given.steps)
+
+
+@agent("work")
+async def work(turn: Turn, given: Work) -> int:
+    return await labour(turn, given)
+
+
+@agent("crowd", queue="crowd")
+async def crowd(turn: Turn, given: Work) -> int:
+    """On workers of its own; ``crash``: ends its process, every time, when its steps are done."""
+    done = await labour(turn, given)
+    if given.crash:
+        end_process(given.crash)
+    return done
+
+
+@agent("bystander", queue="bystander")
+async def bystander(turn: Turn, given: Work) -> int:
+    """On workers of its own, too."""
+    return await labour(turn, given)
+
+
+def end_process(how: str) -> None:
+    """As a bug in a C extension does, or a library that knows no better."""
+    if how == "exit":
+        os._exit(3)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants a gigabyte of it
+    ctypes.string_at(0)
+
+
 @step(timeout=timedelta(hours=2))
 async def wait(waiter: Waiter) -> None:
     with open(waiter.tally, "ab", buffering=0) as tally:  # noqa: ASYNC230, PTH123  # a byte
@@ -124,4 +186,4 @@ async def lag(turn: Turn, seconds: float) -> Lags:
     return Lags(lags=late, steps=took)
 
 
-__all__ = ["RESULT", "lag", "latency", "noop", "sleeps", "steady", "steps", "waits"]
+__all__ = ["RESULT", "bystander", "crowd", "lag", "latency", "noop", "sleeps", "steady", "steps", "waits", "work"]

@@ -14,6 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+ENOUGH = 100
+"""Samples below which a p99 is no more than the highest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -32,6 +35,8 @@ class Figure:
         return quantile(self.samples, 0.99)
 
     def as_json(self) -> dict[str, Any]:
+        if not self.samples:
+            return {"name": self.name, "unit": self.unit, "samples": []}
         return {
             "name": self.name,
             "unit": self.unit,
@@ -52,6 +57,12 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)  # of what must hold whatever the figures are
+
+    def require(self, holds: bool, what: str) -> None:
+        """``what`` is said, and the command fails, unless it ``holds``."""
+        if not holds:
+            self.violations.append(what)
 
     def add(self, name: str, unit: str, samples: Sequence[float]) -> Figure:
         figure = Figure(name, unit, tuple(samples))
@@ -70,11 +81,12 @@ class Report:
             "figures": [figure.as_json() for figure in self.figures],
             "ratios": [ratio.as_json() for ratio in self.ratios],
             "notes": self.notes,
+            "violations": self.violations,
         }
 
     def show(self, console: Console) -> None:
         table = Table(title=f"{self.name}: {self.about}", title_justify="left", title_style="bold")
-        for heading in ("measured", "median", "low", "high", "unit", "samples"):
+        for heading in ("measured", "median", "p99", "low", "high", "unit", "samples"):
             table.add_column(heading, justify="left" if heading in ("measured", "unit") else "right")
         for figure in self.figures:
             table.add_row(figure.name, *_row(figure))
@@ -85,6 +97,8 @@ class Report:
         console.print(table)
         for note in self.notes:
             console.print(f"  {note}", style="dim", highlight=False)
+        for violation in self.violations:
+            console.print(f"  VIOLATED: {violation}", style="bold red", highlight=False)
         console.print()
 
 
@@ -115,5 +129,8 @@ def shown(value: float) -> str:
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
-    values = (figure.median, min(figure.samples), max(figure.samples))
-    return (*map(shown, values), figure.unit, str(len(figure.samples)))
+    if not figure.samples:
+        return ("", "", "", "", figure.unit, "0")
+    p99 = shown(figure.p99) if len(figure.samples) >= ENOUGH else ""
+    rest = (min(figure.samples), max(figure.samples))
+    return (shown(figure.median), p99, *map(shown, rest), figure.unit, str(len(figure.samples)))

@@ -21,14 +21,14 @@ TRANSACTIONS = (
 
 
 async def run(stack: Stack, *, short: bool) -> Report:
-    repetitions, seconds, sizes = (1, 3.0, (1, 3)) if short else (5, 20.0, (1, 5))
+    repetitions, seconds, sizes = (1, 2.0, (1, 3)) if short else (5, 20.0, (1, 5))
     report = Report("idle", f"idle workers, counted over {seconds:g} s")
     statements: dict[int, list[float]] = {}
     commands: dict[int, list[float]] = {}
     async with stack.site() as site:
         for size in sizes:
             await site.start(size - len(site.workers))
-            await asyncio.sleep(1.5 if short else 12)  # what the start cost has reached the statistics
+            await asyncio.sleep(1 if short else 12)  # what the start cost has reached the statistics
             for _ in range(repetitions):
                 sql, calls = await count(site, seconds)
                 statements.setdefault(size, []).append(sql)

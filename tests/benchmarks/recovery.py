@@ -1,4 +1,4 @@
-"""How long turns stand still when their worker goes: SIGKILL, and SIGTERM. Default settings.
+"""How long turns stand still when their worker is killed: SIGKILL of all its processes, as when a machine is lost.
 
 A fleet that has been up for more than a TTL runs turns made of short steps. A worker that holds turns is killed; for
 each of those turns the clock runs from the kill to the first step recorded under another lease. Workers are killed one
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -17,11 +18,10 @@ from uuid import UUID
 from longshift.config import load
 from longshift.db.liveness import LEADER
 from tests.benchmarks.figures import Report
-from tests.benchmarks.stack import Process, Site, Stack, until
+from tests.benchmarks.stack import Site, Stack, until
 
 BEAT = 0.05
 """Seconds of a step: what can pass for progress is that coarse."""
-LONG_BEAT = 0.3
 TURNS = 12
 
 HELD = """
@@ -35,11 +35,6 @@ SELECT w.pid FROM pg_locks a JOIN pg_locks b ON a.pid = b.pid AND b.locktype = '
   JOIN workers w ON w.lock_key = (CAST(b.classid AS bigint) << 32) | CAST(b.objid AS bigint)
  WHERE a.locktype = 'advisory' AND (CAST(a.classid AS bigint) << 32) | CAST(a.objid AS bigint) = %s
    AND a.database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-# the last step before the hand-over, and the beginning of the first one after it
-HANDED_OVER = """
-SELECT e.epoch, extract(epoch FROM e.created_at) AS ended,
-       extract(epoch FROM (e.payload ->> 'at')::timestamptz) - (e.payload ->> 'ms')::float / 1000 AS begun
-  FROM events e WHERE e.session_id = %s AND e.kind = 'step.completed' ORDER BY e.seq"""
 
 
 @dataclass
@@ -54,7 +49,7 @@ class Kills:
 
 
 async def run(stack: Stack, *, short: bool) -> Report:
-    kills, fleet, drains = (1, 2, 1) if short else (20, 6, 10)
+    kills, fleet = (1, 2) if short else (20, 6)
     settings = {"heartbeat": 0.3, "lease_ttl": 3, "lock_grace": 1} if short else {}
     how = f"settings for the impatient: {settings}" if short else "default settings"
     report = Report("recovery", f"from the end of a worker to progress of its turns elsewhere, {how}")
@@ -65,35 +60,30 @@ async def run(stack: Stack, *, short: bool) -> Report:
             await asyncio.sleep(load(**settings).lease_ttl.total_seconds() + 2)  # by then each has watched for a TTL
             for _ in range(min(kills - len(seen.last), max(1, fleet - 2))):
                 await kill(site, seen)
-        handed: list[float] = []
-        for _ in range(drains):
-            await fill_up(site, min(3, fleet), settings)
-            handed += await drain(site)
     report.add("SIGKILL: until the last of its turns moves", "s", seen.last)
     report.add("SIGKILL: until the first of its turns moves", "s", seen.first)
     every = report.add("SIGKILL: every turn", "s", seen.all)
     if seen.leader and seen.follower:
         report.add("SIGKILL of the sweeper's leader, last turn", "s", seen.leader)
         report.add("SIGKILL of another worker, last turn", "s", seen.follower)
-    over = report.add("SIGTERM: end of the running step to the next elsewhere", "s", handed)
     report.notes.append(f"{len(seen.last)} kills, {len(seen.all)} turns: p99 {every.p99:.2f} s, steps of {BEAT:g} s")
-    report.notes.append(f"{drains} drains, {len(handed)} turns: p99 {over.p99:.3f} s, steps of {LONG_BEAT:g} s")
     return report
 
 
 async def fill_up(site: Site, size: int, settings: Mapping[str, object]) -> None:
     """Replace the missing workers."""
     if (missing := size - len(site.workers)) > 0:
-        await site.start(missing, **settings)
+        await site.start(missing, settings=settings)
         await site.warm_up()
 
 
 async def kill(site: Site, seen: Kills) -> None:
     batch = await site.submit("steady", [{"count": 2000, "seconds": BEAT}] * TURNS)
     held = await _running(site, batch)
-    victim = _holder(site, held)
-    orphans = {row.id: row for row in held if row.pid == victim.pid}
-    led = victim.pid in {row.pid for row in await site.query(LEADING, LEADER)}
+    pid = Counter(row.pid for row in held).most_common(1)[0][0]
+    victim = (await site.serving())[pid]
+    orphans = {row.id: row for row in held if row.pid == pid}
+    led = pid in {row.pid for row in await site.query(LEADING, LEADER)}
     epoch = max(row.epoch for row in held)
     killed_at = time.time()
     site.kill(victim)
@@ -110,30 +100,6 @@ async def kill(site: Site, seen: Kills) -> None:
     seen.last.append(max(gaps.values()))
     (seen.leader if led else seen.follower).append(max(gaps.values()))
     await _over(site, batch)
-
-
-async def drain(site: Site) -> list[float]:
-    """SIGTERM one of two or more workers; the gap in each of the turns it held."""
-    batch = await site.submit("steady", [{"count": 2000, "seconds": LONG_BEAT}] * TURNS)
-    held = await _running(site, batch)
-    victim = _holder(site, held)
-    orphans = [row.id for row in held if row.pid == victim.pid]
-    epoch = max(row.epoch for row in held)
-    await site.end([victim])
-
-    async def moved() -> bool:
-        return len(await site.query(PROGRESS, orphans, epoch)) == len(orphans)
-
-    await until(moved, description="the turns go on", limit=90)
-    gaps = []
-    for session_id in orphans:
-        rows = await site.query(HANDED_OVER, session_id)
-        after = next(row for row in rows if row.epoch > epoch)
-        before = [row for row in rows if row.epoch <= epoch][-1]
-        gaps.append(float(after.begun) - float(before.ended))
-    await site.mailbox.cancel_batch(batch, tenant_id=site.tenant)
-    await _over(site, batch)
-    return gaps
 
 
 async def _running(site: Site, batch: UUID) -> list[HeldRow]:
@@ -153,11 +119,6 @@ class HeldRow:
     id: UUID
     epoch: int
     pid: int
-
-
-def _holder(site: Site, held: list[HeldRow]) -> Process:
-    """The worker that holds most."""
-    return max(site.workers, key=lambda worker: sum(row.pid == worker.pid for row in held))
 
 
 async def _over(site: Site, batch: UUID) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,11 +28,16 @@ from longshift.embedded import Guardian, LocalPostgres, LocalRedis
 from longshift.hot import Hot
 from longshift.mailbox import Mailbox
 from longshift.model import Json, TurnRecord, new_id
+from tests.benchmarks.process import Process
 from tests.support.databases import Databases
 from tests.support.waiting import wait_until
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
+WORKER = ("longshift.cli", "worker")
+API = ("longshift_api",)
+API_KEY = "lsk_benchmarks_only_0123456789abcdef"
+Settings = Mapping[str, object]
 GRACE = timedelta(seconds=10)
 PATIENCE = 300.0
 """Seconds after which a benchmark is stuck; no figure depends on it."""
@@ -64,6 +70,20 @@ class Stack:
             client.flushdb()
         return url
 
+    def effects_file(self) -> Path:
+        """A file for ``effects``, not there yet."""
+        return self.folder / f"effects-{new_id().hex}"
+
+    @asynccontextmanager
+    async def without(self, server: str) -> AsyncIterator[None]:
+        """``postgres`` or ``redis`` is gone while the block runs: connections are cut, then refused."""
+        gone: LocalPostgres | LocalRedis = self._postgres if server == "postgres" else self._redis
+        await asyncio.to_thread(gone.stop)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(gone.start)
+
     @property
     def server_url(self) -> str:
         """A database in which nothing happens: from there the others can be watched."""
@@ -81,28 +101,6 @@ class Stack:
 
 
 @dataclass(eq=False)
-class Process:
-    """One worker process; its log is ``log``."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def cpu(self) -> float:
-        """Seconds of processor time so far, all threads: unlike a clock it counts little of what else the machine does."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory(self) -> int:
-        """Resident bytes of the process, of /proc."""
-        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGESIZE")
-
-
-@dataclass(eq=False)
 class Site:
     """A database, a client that submits as the API does, and the workers that serve it."""
 
@@ -111,6 +109,8 @@ class Site:
     redis_url: str
     tenant: UUID = field(default_factory=new_id)
     workers: list[Process] = field(default_factory=list)
+    apis: list[Process] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)  # of all that were ever started
 
     def __post_init__(self) -> None:
         self.db = Database(self.database_url, name="benchmark")
@@ -120,47 +120,59 @@ class Site:
     async def close(self) -> None:
         for worker in list(self.workers):
             self.kill(worker)  # the database goes too: there is nothing to hand over
+        for api in self.apis:
+            api.kill_group()
+            self.stack.guardian.forget(api.pid)
         await self.mailbox.close()
         await self.hot.close()
         await self.db.close()
 
     # -- workers
 
-    async def start(self, count: int = 1, **settings: object) -> list[Process]:
+    async def start(self, count: int = 1, *, settings: Settings | None = None) -> list[Process]:
         """Start workers with ``LONGSHIFT_<name>`` settings; returns when they are ready to claim."""
-        started = [self._spawn(settings) for _ in range(count)]
-        self.workers += started
+        started = [self.spawn(settings or {}) for _ in range(count)]
 
         async def ready() -> bool:
-            dead = [worker for worker in started if worker.process.poll() is not None]
-            if dead:
+            if dead := [worker for worker in started if worker.has_ended]:
                 raise RuntimeError(f"a worker ended: {dead[0].log.read_text()[-2000:]}")
-            pids = {row.pid for row in await self.query("SELECT pid FROM workers WHERE dead_at IS NULL")}
-            return pids >= {worker.pid for worker in started}
+            return set((await self.serving()).values()) >= set(started)
 
         await until(ready, description="workers are ready", limit=60)
         return started
 
-    def _spawn(self, settings: dict[str, object]) -> Process:
-        mine = {
+    async def serving(self) -> dict[int, Process]:
+        """The processes that run turns, by pid, with the worker that each belongs to: itself, or its parent."""
+        rows = await self.query("SELECT pid FROM workers WHERE dead_at IS NULL")
+        return {row.pid: worker for row in rows for worker in self.workers if worker.owns(row.pid)}
+
+    def spawn(self, settings: Settings) -> Process:
+        """Start a worker and do not wait for it."""
+        worker = self._launch(WORKER, {"agents": "tests.benchmarks.agents", **settings})
+        self.workers.append(worker)
+        return worker
+
+    def _launch(self, command: Sequence[str], settings: Settings) -> Process:
+        given = {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
             "ARTIFACTS_URL": f"file://{self.stack.folder}/artifacts",
-            "AGENTS": "tests.benchmarks.agents",
             **{name.upper(): str(value) for name, value in settings.items()},
         }
-        log = self.stack.folder / f"worker-{new_id().hex}.log"
+        log = self.stack.folder / f"process-{new_id().hex}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.benchmarks.process"],
+                [sys.executable, "-m", *command],
                 cwd=ROOT,
-                env=environment() | {f"LONGSHIFT_{name}": value for name, value in mine.items()},
+                env=environment() | {f"LONGSHIFT_{name}": value for name, value in given.items()},
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         self.stack.guardian.watch(process.pid, grace=GRACE)
-        return Process(process, log)
+        self.logs.append(log)
+        return Process(process, log, settings)
 
     async def end(self, workers: Iterable[Process]) -> None:
         """SIGTERM, and wait."""
@@ -175,16 +187,36 @@ class Site:
             try:
                 worker.process.wait(60)
             except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+                worker.kill_group()
             self.stack.guardian.forget(worker.pid)
 
     def kill(self, worker: Process) -> None:
-        """SIGKILL."""
-        worker.process.kill()
-        worker.process.wait()
+        """SIGKILL of all its processes, as if the machine were lost: nobody is left to tell."""
+        worker.kill_group()
         self.stack.guardian.forget(worker.pid)
         self.workers.remove(worker)
+
+    def replace_ended(self) -> int:
+        """A new worker, with its settings, for each that has ended; how many. What supervises itself is left alone."""
+        ended = [worker for worker in self.workers if worker.has_ended]
+        for worker in ended:
+            self.stack.guardian.forget(worker.pid)
+            self.workers.remove(worker)
+            self.spawn(worker.settings)
+        return len(ended)
+
+    async def start_api(self) -> str:
+        """Start the API on a port that is free; its URL."""
+        api = self._launch(API, {"PORT": 0, "API_KEY": API_KEY})
+        self.apis.append(api)
+
+        def port() -> int | None:
+            if api.has_ended:
+                raise RuntimeError(f"the API ended: {api.log.read_text()[-2000:]}")
+            lines = [json.loads(line) for line in api.log.read_text().splitlines() if line.startswith("{")]
+            return next((int(line["port"]) for line in lines if line["message"] == "the api listens"), None)
+
+        return f"http://127.0.0.1:{await wait_until(port, description='the API listens', limit=60)}"
 
     # -- turns
 

@@ -56,7 +56,7 @@ async def run(stack: Stack, *, short: bool) -> Report:
     repetitions, each, seconds = (1, 15, 0.5) if short else (7, 60, 3.0)
     report = Report("steps", f"durable steps/s, {IN_FLIGHT} turns in flight, payload {len(PAYLOAD)} bytes")
     async with stack.site() as site, stack.site() as quiet:
-        await site.start(capacity=IN_FLIGHT)
+        await site.start(settings={"capacity": IN_FLIGHT})
         await site.warm_up()
         below = Below(quiet)
         await below.start()

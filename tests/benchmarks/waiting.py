@@ -55,7 +55,7 @@ async def run(stack: Stack, *, short: bool) -> Report:
 async def case(stack: Stack, kind: str, size: int, seen: Seen, *, short: bool) -> None:
     """One fresh worker process, filled with ``size`` turns."""
     async with stack.site() as site, silent_server() as port:
-        worker = (await site.start(capacity=size + 100))[0]
+        worker = (await site.start(settings={"capacity": size + 100}))[0]
         await site.warm_up()
         before = worker.memory()
         probe = asyncio.create_task(site.run("lag", [1.0 if short else 2.0]))

@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 CLAIM_AT_ONCE = 200
 RECONCILE_EVERY = timedelta(seconds=5)
-RECONCILE_AGE = timedelta(seconds=5)
-"""A lease that the database has and memory has not: younger than this, its claim may still be on its way back."""
 LEAVE_ALONE = 2 * UNKNOWN_AGENT
 """For so long a worker does not claim a session again whose agent it has not, so that others get their chance."""
 ADMIT_EVERY = timedelta(milliseconds=250)
@@ -89,6 +87,7 @@ class Worker:
         self._wishes: deque[Wish] = deque()
         self._wished = asyncio.Event()
         self._freed = asyncio.Event()
+        self._claiming = asyncio.Lock()  # held from a claim until what it won is in memory
         self._draining = False
         self._services: list[asyncio.Task[None]] = []
 
@@ -241,9 +240,10 @@ class Worker:
             self._not_for_us = {session: until for session, until in self._not_for_us.items() if until > now}
             sessions -= self._not_for_us.keys()
         try:
-            if not self._draining:
-                for won in await leases.claim(self._db, sessions, worker_id=self._worker_id):
-                    self._run(won)
+            async with self._claiming:
+                if not self._draining:
+                    for won in await leases.claim(self._db, sessions, worker_id=self._worker_id):
+                        self._run(won)
         except Unavailable as error:  # the sweeper rings again
             self._journal.suspect(str(error))
         finally:
@@ -265,13 +265,14 @@ class Worker:
                 self._journal.suspect(str(error))
 
     async def _admit(self) -> None:
-        group = await leases.claim_suspects(
-            self._db, worker_id=self._worker_id, queues=self._config.queues, most=self._config.capacity
-        )
+        async with self._claiming:
+            group = await leases.claim_suspects(
+                self._db, worker_id=self._worker_id, queues=self._config.queues, most=self._config.capacity
+            )
+            for won in group:
+                self._run(won)
         if group:
             logger.warning("suspects run in this ward", extra={"turns": len(group)})
-        for won in group:
-            self._run(won)
 
     async def _acquit(self) -> None:
         """Others wait, and those that are here have crashed nothing: they may run anywhere, from their last step on."""
@@ -323,10 +324,12 @@ class Worker:
         """Release leases that the database has and memory has not: the reply to their claim was lost."""
         while True:
             await asyncio.sleep(RECONCILE_EVERY.total_seconds())
-            held = [lease.session_id for lease in self._journal.held]
             with suppress(Unavailable):
-                released = await leases.reconcile(self._db, worker_id=self._worker_id, held=held, age=RECONCILE_AGE)
-                if released:
+                standing = await leases.held(self._db, worker_id=self._worker_id)
+                async with self._claiming:  # the reply to a claim may have been on its way while we read
+                    orphans = standing - {lease.key for lease in self._journal.held}
+                if orphans:
+                    released = await leases.reconcile(self._db, worker_id=self._worker_id, orphans=orphans)
                     logger.warning("orphaned leases released", extra={"sessions": len(released)})
                     await self._hot.ring(released)
 

@@ -118,22 +118,35 @@ async def test_a_worker_without_a_row_or_with_a_tombstone_wins_no_claim(stage: S
 async def test_a_claim_whose_reply_was_lost_is_given_back_by_reconcile(stage: Stage) -> None:
     session, _ = await stage.submit()
     lost = (await stage.claim(session)).claim
-    none = timedelta(0)
+    standing = await leases.held(stage.db, worker_id=lost.worker_id)
 
-    kept = await leases.reconcile(stage.db, worker_id=lost.worker_id, held=[session], age=none)
-    young = await leases.reconcile(stage.db, worker_id=lost.worker_id, held=[], age=timedelta(minutes=1))
-    given_back = await leases.reconcile(stage.db, worker_id=lost.worker_id, held=[], age=none)
+    kept = await leases.reconcile(stage.db, worker_id=lost.worker_id, orphans=[])
+    given_back = await leases.reconcile(stage.db, worker_id=lost.worker_id, orphans=standing)
 
-    assert (kept, young, given_back) == ([], [], [(session, "default")])
+    assert standing == {(session, lost.epoch)}
+    assert (kept, given_back) == ([], [(session, "default")])
     assert (await stage.claim(session)).claim.epoch > lost.epoch
     assert await leases.release(stage.db, lost) is False
 
 
-async def test_a_late_reconcile_takes_nothing_without_the_holder_noticing(stage: Stage) -> None:
-    """A reconcile with an old list of what is held may cost a lease, but then the holder's writes are refused."""
+async def test_a_late_reconcile_takes_no_lease_that_was_won_since(stage: Stage) -> None:
+    """It may stand in line for a connection as long as it likes: it names epochs, and those never come again."""
+    claim, turn = await stage.running()
+    standing = await leases.held(stage.db, worker_id=claim.worker_id)
+    await leases.release(stage.db, claim)
+    again = (await stage.claim(claim.session_id, claim.worker_id)).claim
+
+    assert await leases.reconcile(stage.db, worker_id=claim.worker_id, orphans=standing) == []
+
+    assert (await stage.row(claim.session_id))["lease_worker"] == claim.worker_id
+    assert await log.append(stage.db, [append(again, turn, "a", seq=2)]) != {}
+
+
+async def test_a_reconcile_takes_nothing_without_the_holder_noticing(stage: Stage) -> None:
+    """What is taken from a holder that way is fenced like any other lease that was taken away."""
     claim, turn = await stage.running()
 
-    assert await leases.reconcile(stage.db, worker_id=claim.worker_id, held=[], age=timedelta(0))
+    assert await leases.reconcile(stage.db, worker_id=claim.worker_id, orphans=[(claim.session_id, claim.epoch)])
 
     assert await log.append(stage.db, [append(claim, turn, "a", seq=2)]) == {}
     again = (await stage.claim(claim.session_id, claim.worker_id)).claim

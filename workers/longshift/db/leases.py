@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from longshift.db.database import Database, Params
+from longshift.db.log import Key
 from longshift.db.views import TURN_COLUMNS, turn_record
 from longshift.model import AgentRecord, Claim, Json, MailKind, MailRecord, TurnRecord
 
@@ -73,12 +74,14 @@ UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
  WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
 RETURNING ready_at IS NOT NULL AS more""")
 
+HELD = text("SELECT id, lease_epoch FROM sessions WHERE lease_worker = :worker")
+# by epoch: whatever the worker has claimed since it read what it holds is none of these
 RECONCILE = text("""
 WITH v AS MATERIALIZED (
-    SELECT id FROM sessions
-     WHERE lease_worker = :worker AND NOT id = ANY(CAST(:held AS uuid[]))
-       AND leased_at < clock_timestamp() - CAST(:age AS interval)
-     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
+    SELECT s.id FROM sessions s
+      JOIN unnest(CAST(:sessions AS uuid[]), CAST(:epochs AS bigint[])) AS r(id, epoch) ON s.id = r.id AND s.lease_epoch = r.epoch
+     WHERE s.lease_worker = :worker
+     ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED)
 UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), dispatched_at = clock_timestamp(),
        ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END
   FROM v WHERE s.id = v.id RETURNING s.id, s.queue""")
@@ -158,9 +161,18 @@ async def release(db: Database, claim: Claim, *, delay: timedelta = timedelta(0)
     return bool(rows and rows[0].more)
 
 
-async def reconcile(db: Database, *, worker_id: UUID, held: Collection[UUID], age: timedelta) -> list[tuple[UUID, str]]:
-    """Release leases that stand in the database but not in memory: claims whose reply was lost. Returns (session, queue)."""
-    rows = await db.fetch(RECONCILE, {"worker": worker_id, "held": list(held), "age": age})
+async def held(db: Database, *, worker_id: UUID) -> set[Key]:
+    """The leases, (session, epoch), that stand in the database under this worker's name."""
+    return {(row.id, row.lease_epoch) for row in await db.fetch(HELD, {"worker": worker_id})}
+
+
+async def reconcile(db: Database, *, worker_id: UUID, orphans: Collection[Key]) -> list[tuple[UUID, str]]:
+    """Release leases of this worker that it knows nothing of: claims whose reply was lost. Returns (session, queue).
+
+    ``orphans`` must have been read by ``held`` *before* the last reply to a claim was waited for.
+    """
+    params = {"worker": worker_id, "sessions": [key[0] for key in orphans], "epochs": [key[1] for key in orphans]}
+    rows = await db.fetch(RECONCILE, params)
     return [(row.id, row.queue) for row in rows]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID
@@ -128,7 +127,7 @@ def _ends_in_snapshot() -> list[Patch]:
 
 
 def _no_reconcile() -> list[Patch]:
-    async def reconcile(db: Database, *, worker_id: UUID, held: Any, age: timedelta) -> list[tuple[UUID, str]]:
+    async def reconcile(db: Database, *, worker_id: UUID, orphans: Any) -> list[tuple[UUID, str]]:
         return []
 
     return [(leases, "reconcile", reconcile)]

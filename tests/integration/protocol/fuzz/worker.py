@@ -55,6 +55,7 @@ class Worker:
         self.id = new_id()
         self.journal = Journal(self.db)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.claiming = asyncio.Lock()
 
     async def run(self) -> None:
         await self._be_born()
@@ -126,9 +127,11 @@ class Worker:
     async def _reconcile(self) -> None:
         while not self.world.stopping:
             await asyncio.sleep(0.2)
-            held = [lease.session_id for lease in self.journal.held if lease.claim.worker_id == self.id]
             try:
-                freed = await leases.reconcile(self.db, worker_id=self.id, held=held, age=timedelta(seconds=0.5))
+                standing = await leases.held(self.db, worker_id=self.id)
+                async with self.claiming:
+                    orphans = standing - {lease.key for lease in self.journal.held}
+                freed = await leases.reconcile(self.db, worker_id=self.id, orphans=orphans)
             except Unavailable:
                 continue
             self.chaos.stats["orphaned leases released"] += len(freed)
@@ -144,13 +147,13 @@ class Worker:
             if not ids:
                 continue
             try:
-                won = await leases.claim(self.db, ids, worker_id=self.id)
+                async with self.claiming:
+                    for one in await leases.claim(self.db, ids, worker_id=self.id):
+                        lease = Lease(one.claim)
+                        self.journal.hold(lease)
+                        self._spawn(self._session(lease, one.turn))
             except Unavailable:
                 continue
-            for one in won:
-                lease = Lease(one.claim)
-                self.journal.hold(lease)
-                self._spawn(self._session(lease, one.turn))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
