@@ -117,7 +117,7 @@ def tracebacks(log: Path) -> Iterator[str]:
         try:
             entry = json.loads(line)
             causes = [part.strip().splitlines()[-1][:200] for part in CHAINED.split(entry["trace"])]
-            text = f"{entry['message']}: {', because of '.join(reversed(causes))}"
+            text = f"{entry['message'].strip()}: {', because of '.join(reversed(causes))}"
         except (ValueError, KeyError, TypeError):
             rest = lines[number + 1 :]
             text = next((other for other in rest if other and not other[0].isspace()), "a torn traceback")

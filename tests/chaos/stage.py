@@ -174,9 +174,11 @@ class Stage:
         code = process.exit_code()
         self._guardian.forget(process.pid)
         log = process.log()
-        in_order = (
-            {0, 128 + signal.SIGKILL} if slot.child_killed else {0}
-        )  # a supervisor without a child ends as that did
+        in_order = {0}
+        if slot.supervised and (
+            slot.child_killed or self._poison
+        ):  # its child was dead, or starting, when SIGTERM came
+            in_order = {0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGKILL}
         if slot.killed or (slot.drained_at is not None and code in in_order):
             return
         if slot.READY[slot.kind] not in log or code == UNAVAILABLE:
