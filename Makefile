@@ -42,6 +42,10 @@ fmt: $(STAMP) ## format the code and fix what can be fixed
 bench: $(STAMP) ## run the benchmarks; ARGS="--help" lists them
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMP) ## let everything fail under load and check what must hold; ARGS="--minutes 10 --seed 7"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: up
 up: $(STAMP) ## start the local stack: Postgres, Redis, API, workers
 	@$(BIN)/longshift up $(ARGS)

@@ -60,7 +60,11 @@ class Meddler:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
+        try:
+            there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
+        except OSError:  # Redis is away: the client is told so, as it would be without us
+            writer.close()
+            return
         with suppress(asyncio.CancelledError):  # at the end; asyncio would report it as an error of ours
             await asyncio.gather(self._commands(reader, back), _answers(there, writer))
         for each in (writer, back):
