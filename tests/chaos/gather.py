@@ -13,10 +13,10 @@ import psycopg
 import redis
 
 from longshift.model import Json
+from longshift.testing.waiting import wait_until
 from tests.chaos.edge import Edge
 from tests.chaos.evidence import Evidence, Key
 from tests.chaos.stage import Stage
-from tests.support.waiting import wait_until
 
 AT_ONCE = 8
 SETTLED = 20.0

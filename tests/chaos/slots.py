@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import psutil
 
-from tests.support.fleet import Process
+from longshift.testing.fleet import Process
 
 
 @dataclass

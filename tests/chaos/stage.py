@@ -19,14 +19,14 @@ import redis
 from longshift.config import Config
 from longshift.db import migrations
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
+from longshift.testing.meddler import Meddler
+from longshift.testing.waiting import wait_until
 from tests.chaos.evidence import Death
 from tests.chaos.objects import FaultyStore, Mood
 from tests.chaos.schedule import RESTARTED_AFTER, Fault, FaultKind
 from tests.chaos.slots import Slot, signal_all, tree
 from tests.support.fleet import KEY, Fleet
-from tests.support.meddler import Meddler
 from tests.support.object_store import ObjectServer
-from tests.support.waiting import wait_until
 
 QUICK: Mapping[str, object] = {
     "heartbeat": 0.3,
