@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -36,13 +37,15 @@ else:
 """
 
 
-def supervise(folder: Path, *lives: str, known: bool | None = True) -> tuple[int, list[tuple[UUID, int]]]:
+def supervise(
+    folder: Path, *lives: str, known: Callable[[], bool | None] = lambda: True
+) -> tuple[int, list[tuple[UUID, int]]]:
     """Run a supervisor whose children live like this: its exit code and what it reported."""
     reports: list[tuple[UUID, int]] = []
 
     def report(process: UUID, code: int) -> bool | None:
         reports.append((process, code))
-        return known
+        return known()
 
     def environment(process: UUID) -> dict[str, str]:
         return {**os.environ, "FOLDER": str(folder), "LONGSHIFT_PROCESS": str(process)}
@@ -70,14 +73,14 @@ def test_a_child_that_dies_is_reported_and_replaced_by_one_with_another_identity
 
 
 def test_a_child_that_could_not_start_is_not_started_again(tmp_path: Path) -> None:
-    code, reports = supervise(tmp_path, "1", "0", known=False)
+    code, reports = supervise(tmp_path, "1", "0", known=lambda: False)
 
     assert (code, len(reports), len(identities(tmp_path))) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(("code", "lives"), [(2, 1), (4, 1), (3, 2)])
 def test_where_nobody_can_say_whether_it_had_started_its_exit_code_does(tmp_path: Path, code: int, lives: int) -> None:
-    ended, _ = supervise(tmp_path, str(code), "0", known=None)
+    ended, _ = supervise(tmp_path, str(code), "0", known=lambda: None)
 
     assert (ended, len(identities(tmp_path))) == (code if lives == 1 else 0, lives)
 
@@ -93,6 +96,29 @@ def test_a_signal_is_passed_on_and_the_child_is_waited_for(tmp_path: Path) -> No
     asking.join()
 
     assert (code, reports, len(identities(tmp_path))) == (0, [], 1)
+
+
+def test_a_child_that_ends_by_the_signal_itself_ends_in_order(tmp_path: Path) -> None:
+    """It had no chance to listen: the signal came while it started."""
+
+    def ask() -> None:
+        wait_until_sync((tmp_path / "lives").exists, description="the child lives")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    code, _ = supervise(tmp_path, "until the parent is gone", "3")
+    asking.join()
+
+    assert (code, len(identities(tmp_path))) == (0, 1)
+
+
+def test_where_one_child_could_start_a_later_one_that_cannot_is_tried_again(tmp_path: Path) -> None:
+    """Postgres may be away just now."""
+    served = iter([True, False, False])
+    code, reports = supervise(tmp_path, "signal 9", "4", "2", "0", known=lambda: next(served))
+
+    assert (code, [exit_code for _, exit_code in reports]) == (0, [-9, 4, 2])
 
 
 def test_only_what_a_process_did_to_itself_is_a_crash() -> None:

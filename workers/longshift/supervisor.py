@@ -3,7 +3,8 @@
     SIGTERM, SIGINT, SIGQUIT   are passed on; the supervisor ends when its child has, with its exit code
     the child dies             its death is reported (``longshift.deaths``), and another one is started, after a pause that
                                grows while they keep dying
-    the child cannot start     (wrong settings, say) it says so itself; the supervisor ends with its exit code
+    the child cannot start     (wrong settings, say) it says so itself; the supervisor ends with its exit code, unless an
+                               earlier child could: then the settings are right, and what does not answer will again
     the supervisor dies        the child's standard input ends, and it drains
 
 It imports and connects to nothing until there is a death to report, so that it costs a few megabytes.
@@ -59,7 +60,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _supervise(self) -> int:
-        deaths = 0
+        deaths, served = 0, False
         while True:
             begun = self.clock.monotonic()
             process, code = self._one()
@@ -67,7 +68,10 @@ class Supervisor:
             started = code == 0 or self.report(process, code)
             if started is None:
                 started = code not in CANNOT_START
-            if self._asked.is_set() or code == 0 or (code > 0 and not started):
+            served = served or started
+            if self._asked.is_set() and -code in NUMBERS:
+                return 0  # it was told to end before it could listen: nothing had begun
+            if self._asked.is_set() or code == 0 or (code > 0 and not served):
                 return code if code >= 0 else 128 - code
             deaths = 1 if lived > SETTLED else deaths + 1
             if self._asked.wait(PAUSES[min(deaths, len(PAUSES)) - 1]):

@@ -101,6 +101,25 @@ class Worker:
             Unavailable: Postgres does not answer.
             ConfigError: a setting is missing.
         """
+        self._build()
+        await leases.serve(self._db, self._agents.describe())
+        await asyncio.to_thread(self._heartbeat.register)
+        self._journal.start_lanes()
+        self._serve(
+            tick=tick(self._heartbeat.load, clock=self._clock),
+            mail=self._look_for_mail(),
+            reconcile=self._reconcile(),
+            notices=self._notices.run(),
+        )
+        if self._isolated:
+            self._serve(suspects=self._admit_forever())
+        else:
+            self._serve(claims=self._claim_forever(), sweeper=self._sweeper.run(), warden=self._warden.run())
+        self._heartbeat.start(asyncio.get_running_loop())
+        logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
+
+    def _build(self) -> None:
+        """Make all parts. Nothing connects yet, so that ``stop`` finds whatever it has to close, however far ``start`` came."""
         config = self._config
         url = config.require("database_url")
         self._db = Database(url, size=config.pool_size, connect_timeout=config.connect_timeout, name="longshift-worker")
@@ -121,8 +140,7 @@ class Worker:
             max_event=config.max_event,
         )
         self._runner = Runner(outside, self._agents, queues=config.queues)
-        await leases.serve(self._db, self._agents.describe())
-        self._heartbeat = Heartbeat(
+        self._heartbeat = heartbeat = Heartbeat(
             Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
             config=config,
             member=Member(
@@ -137,24 +155,9 @@ class Worker:
             on_reborn=self._reborn,
             on_silence=self._journal.suspect,
         )
-        await asyncio.to_thread(self._heartbeat.register)
-        self._worker_id = self._heartbeat.worker_id
-        self._journal.start_lanes()
-        heartbeat = self._heartbeat
+        self._worker_id = heartbeat.worker_id
         self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=lambda: heartbeat.leader, config=config)
-        sweeper = Sweeper(self._db, self._hot, heartbeat=self._heartbeat, config=config, clock=self._clock)
-        self._serve(
-            tick=tick(self._heartbeat.load, clock=self._clock),
-            mail=self._look_for_mail(),
-            reconcile=self._reconcile(),
-            notices=self._notices.run(),
-        )
-        if self._isolated:
-            self._serve(suspects=self._admit_forever())
-        else:
-            self._serve(claims=self._claim_forever(), sweeper=sweeper.run(), warden=self._warden.run())
-        self._heartbeat.start(asyncio.get_running_loop())
-        logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
+        self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=self._clock)
 
     def _serve(self, **services: Coroutine[Any, Any, None]) -> None:
         for name, service in services.items():
