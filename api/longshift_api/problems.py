@@ -208,8 +208,12 @@ class Outermost:
         except ClientDisconnect:
             return
         except Exception as error:
+            if started and isinstance(error.__cause__ or error, Unavailable):
+                # too late for an answer: the connection is cut, and the client asks again for what it has not seen
+                logger.warning("response cut off", extra={"reason": str(error.__cause__ or error)})
+                return
             if started:
-                raise  # too late for an answer: the server logs it and cuts the connection
+                raise  # the server logs it and cuts the connection
             await internal(Request(scope), error)(scope, receive, tagged)
 
 
