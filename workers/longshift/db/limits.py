@@ -3,7 +3,7 @@
 A server that is stopped, swaps or is stuck in its disk accepts connections and never answers. Its kernel goes on to
 acknowledge what is sent, so neither keepalives nor ``tcp_user_timeout`` notice, and a Unix socket has neither. Cancelling the
 waiting coroutine is no way out either: psycopg then sends a cancel request to the very server that hangs, and waits for that
-(10 s, measured with 3.3.9). So the socket is shut down under the statement: the driver sees the end of the connection at
+(up to 10 s, in 3.3.9). So the socket is shut down under the statement: the driver sees the end of the connection at
 once and reports it as any other lost one. Whether the statement happened is then in doubt, and the connection is gone.
 """
 
