@@ -14,7 +14,7 @@ import pytest
 
 from longshift.embedded import Guardian, LocalPostgres
 from tests.acceptance.checks import runs_of
-from tests.acceptance.load import IN_FLIGHT, SETTINGS, finished_cleanly, last, running, under_load
+from tests.acceptance.load import IN_FLIGHT, SETTINGS, finished_cleanly, last, running, under_load, wait_for_steps
 from tests.support.databases import Databases, execute
 from tests.support.fleet import Effect, Fleet, Json, Process
 from tests.support.full_disk import FILL, can_mount, fill, move_to, small_disk
@@ -151,6 +151,7 @@ def test_turns_go_on_from_what_the_log_still_has_when_postgres_has_lost_acknowle
     name = fleet.database_url.rsplit("/", 1)[1].split("?")[0]
     execute(forgetful.url, "ALTER DATABASE {name} SET synchronous_commit = off", name=name)  # of workers: the API is up
     workers, batch = under_load(fleet)
+    wait_for_steps(fleet, "begun", "step-2", 20)
     with hanging(forgetful.pid):  # so that nothing of it can still write while it dies
         before = fleet.effects()
         forgetful.kill()
@@ -164,10 +165,11 @@ def test_turns_go_on_from_what_the_log_still_has_when_postgres_has_lost_acknowle
     assert all("lease lost" in worker.log() or PAUSED in worker.log() for worker in workers)
 
 
-def _forgotten(before: list[Effect], after: list[Effect]) -> set[str]:
-    """Turns whose first step ran again although its result had been acknowledged: the next step had begun."""
-    acknowledged = {e.turn for e in before if (e.what, e.step) == ("begun", "step-1")}
-    return {e.turn for e in after if (e.what, e.step) == ("begun", "step-0")} & acknowledged
+def _forgotten(before: list[Effect], after: list[Effect]) -> set[tuple[str, str]]:
+    """Steps that ran again although their result had been acknowledged: the step after them had begun."""
+    begun = {(e.turn, e.step) for e in before if e.what == "begun"}
+    acknowledged = {(turn, f"step-{i}") for i in range(3) for turn, step in begun if step == f"step-{i + 1}"}
+    return {(e.turn, e.step) for e in after if e.what == "begun"} & acknowledged
 
 
 # ----------------------------------------------------------------------------------------------- no space left
