@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -34,6 +35,14 @@ from longshift.events import storable
 
 logger = logging.getLogger(__name__)
 Rung = Iterable[tuple[UUID, str]]
+
+KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # the first is not known to macOS
+}
+"""A Redis whose machine has vanished is noticed in 25 s. The system's own 2 hours would be the time for which a worker that
+only listens takes no wake-up."""
 
 PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
 ANNOUNCED_AT_ONCE = 500
@@ -56,12 +65,15 @@ class Hot:
     def __init__(self, url: str, *, timeout: timedelta = timedelta(seconds=2)) -> None:
         seconds = timeout.total_seconds()
         self._limit = 2 * seconds  # of a whole call: redis-py's own limits hold for each of its attempts
+        tcp: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
+        if url.startswith("unix:"):  # redis-py's connection to a Unix socket refuses them
+            tcp = {}
         try:
             self._redis = Redis.from_url(
                 url,
                 socket_timeout=seconds,
                 socket_connect_timeout=seconds,
-                socket_keepalive=True,
+                **tcp,
                 health_check_interval=25,
                 retry=Retry(NoBackoff(), 1),
                 max_connections=32,
