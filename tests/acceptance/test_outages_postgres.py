@@ -71,9 +71,7 @@ def _hung(fleet: Fleet, server: LocalPostgres, *, seconds: float) -> None:
 def _crowded(fleet: Fleet, server: LocalPostgres, *, seconds: float) -> None:
     """Somebody else takes all connections, ours included."""
     with ExitStack() as taken, psycopg.connect(server.url, autocommit=True) as hand:
-        hand.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'longshift%'"
-        )
+        hand.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'longshift%'")
         with contextlib.suppress(psycopg.OperationalError):
             while True:
                 taken.enter_context(contextlib.closing(psycopg.connect(server.url)))
@@ -206,7 +204,7 @@ def test_work_waits_while_the_disk_of_postgres_is_full(
 
 def _until_refused(fleet: Fleet) -> list[Json]:
     """Submit until the last page is full; what was accepted until then."""
-    accepted = []
+    accepted: list[Json] = []
     while True:
         answer = fleet.client.http.post("/v1/turns", json={"agent": "noop", "input": 1}, timeout=15)
         if answer.status_code != 202:

@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from longshift.embedded import Guardian, LocalRedis
-from tests.acceptance.load import SETTINGS, finished_cleanly, last, under_load
 from tests.acceptance.checks import runs_of
+from tests.acceptance.load import SETTINGS, finished_cleanly, last, under_load
 from tests.support.databases import Databases
 from tests.support.fleet import Fleet, Json, Process
 from tests.support.hanging import hanging

@@ -53,8 +53,8 @@ def fleet(
         yield fleet
 
 
-def _worker(fleet: Fleet, name: str, **settings: object) -> Process:
-    return fleet.start_worker(name, agents=fleet.settings["agents"], **settings)
+def _worker(fleet: Fleet, name: str, *, drain_grace: float = 10) -> Process:
+    return fleet.start_worker(name, agents=fleet.settings["agents"], drain_grace=drain_grace)
 
 
 def _until_it_waits(worker: Process, turns: int = 1) -> None:

@@ -63,7 +63,7 @@ async def test_while_postgres_hangs_every_request_is_told_to_come_back_and_it_se
 
 async def _serves(api: Api) -> None:
     async def again() -> bool:
-        return (await api.client.get("/readyz")).json()["status"] == "ok"
+        return bool((await api.client.get("/readyz")).json()["status"] == "ok")
 
     _: bool = await wait_until(again, description="the API is ready again")
     await api.submit()

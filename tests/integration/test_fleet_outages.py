@@ -18,7 +18,6 @@ from tests.support.fleet_worker import Behaviour, RedisServer, Worker, start_wor
 from tests.support.hanging import hanging
 from tests.support.waiting import wait_until_sync
 
-
 LONGER_THAN_ITS_LIMITS = 7.0
 """Seconds; ``fleet.create_app`` has 5 for an answer of Redis."""
 

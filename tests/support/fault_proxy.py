@@ -1,8 +1,8 @@
 """A proxy before a server that speaks HTTP, or anything else over TCP: it refuses, is silent, slow, or cuts answers off.
 
-    with FaultProxy(port) as proxy:
-        proxy.url                  instead of the server's
-        proxy.suffer(Fault.SILENT) from now on, connections of before included; Fault.NONE: all is well again
+with FaultProxy(port) as proxy:
+    proxy.url                  instead of the server's
+    proxy.suffer(Fault.SILENT) from now on, connections of before included; Fault.NONE: all is well again
 """
 
 from __future__ import annotations
