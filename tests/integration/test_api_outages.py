@@ -94,3 +94,14 @@ async def test_while_redis_hangs_work_is_accepted_and_polls_are_answered(
         assert ready.json()["checks"]["redis"]["status"] == "failed"
         assert ended.json()["status"] in ("running", "succeeded")
         await _serves(api)
+
+
+async def test_readiness_is_known_long_before_a_statement_to_a_postgres_that_hangs_is_given_up(
+    postgres: LocalPostgres, redis_url: str, tmp_path: Path
+) -> None:
+    """Nor does the question end by a cancellation, which would wait for the very server that hangs."""
+    async with running_api(api_config(postgres.url, redis_url, tmp_path, database_timeout=30)) as api:
+        with hanging(postgres.pid):
+            ready = await asyncio.gather(*(api.client.get("/readyz", timeout=SOON) for _ in range(20)))
+        assert {answer.status_code for answer in ready} == {503}
+        await _serves(api)
