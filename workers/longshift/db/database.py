@@ -116,8 +116,8 @@ class Database:
         """How often a connection was lost, or led to another server than before: what was read earlier may be gone."""
         self.on_break: Callable[[str], None] = lambda _: None
         self._server_started: datetime | None = None
-        self._listen(self.engine.sync_engine)
         self._transactions = self.engine.execution_options(isolation_level="READ COMMITTED")
+        self._listen(self.engine.sync_engine, self._transactions.sync_engine)
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -167,14 +167,15 @@ class Database:
 
     # -- what happens to connections
 
-    def _listen(self, engine: Engine) -> None:
+    def _listen(self, engine: Engine, transactions: Engine) -> None:
         event.listen(engine, "connect", self._connected)
         event.listen(engine, "checkout", _begin)
         event.listen(engine, "checkin", _end)
-        event.listen(engine, "before_cursor_execute", _begin_statement)
-        event.listen(engine, "commit", _begin_ending)
-        event.listen(engine, "rollback", _begin_ending)
         event.listen(engine, "handle_error", self._failed)
+        # an autocommit statement is alone: its checkout has begun its time
+        event.listen(transactions, "before_cursor_execute", _begin_statement)
+        event.listen(transactions, "commit", _begin_ending)
+        event.listen(transactions, "rollback", _begin_ending)
 
     def _connected(self, connection: Any, record: ConnectionPoolEntry) -> None:
         driver = connection.driver_connection

@@ -34,22 +34,37 @@ def cut(connection: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], *, a
 
 
 class Patience:
-    """The limit of one connection of an event loop: begins anew with each round trip."""
+    """The limit of one connection of an event loop: begins anew with each round trip.
+
+    There is one timer at a time, which looks when it is due whether it still should: a round trip makes none.
+    """
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], *, limit: float) -> None:
         self._connection = connection
         self._limit = limit
-        self._timer: asyncio.TimerHandle | None = None
+        self._until: float | None = None
+        self._timed = False
 
     def begin(self) -> None:
-        self.end()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._limit, lambda: cut(self._connection, after=self._limit))
+        self._until = loop.time() + self._limit
+        if not self._timed:
+            self._timed = True
+            loop.call_at(self._until, self._look)
 
     def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._until = None
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timed = False
+        if self._until is None:
+            return
+        if loop.time() < self._until:
+            self._timed = True
+            loop.call_at(self._until, self._look)
+        else:
+            cut(self._connection, after=self._limit)
 
 
 class ThreadPatience:
