@@ -17,6 +17,7 @@ from longshift.config import Config
 from longshift.db import health as database_health
 from longshift.db import keys
 from longshift.db.database import Database
+from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.hot import Hot
 from longshift.mailbox import Mailbox
@@ -76,6 +77,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
             config.require("database_url"),
             size=config.pool_size,
             connect_timeout=config.connect_timeout,
+            timeout=config.database_timeout,
             name="longshift-api",
         )
         stack.push_async_callback(db.close)
@@ -90,7 +92,13 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         mailbox = Mailbox(db, hot, config=config, clock=clock)
         stack.push_async_callback(mailbox.close)
         keyring = Keyring(db, clock=clock)
-        yield Edge(config=config, clock=clock, db=db, hot=hot, store=store, mailbox=mailbox, keyring=keyring)
+        edge = Edge(config=config, clock=clock, db=db, hot=hot, store=store, mailbox=mailbox, keyring=keyring)
+        stack.push_async_callback(_end_probes, edge)
+        yield edge
+
+
+async def _end_probes(edge: Edge) -> None:
+    await end(edge.probes.values())
 
 
 async def _check(db: Database, hot: Hot) -> None:

@@ -37,6 +37,7 @@ class Edge:
     mailbox: Mailbox
     keyring: Keyring
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now
+    probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)  # questions of /readyz under way
 
 
 class EdgeRoute(APIRoute):

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import timedelta
 
 from fastapi import APIRouter, Response
@@ -36,9 +36,9 @@ async def livez() -> Response:
 async def readyz(edge: EdgeDep) -> Response:
     """Each dependency by name."""
     postgres, redis, artifacts = await asyncio.gather(
-        _check("postgres", database_health.check(edge.db)),
-        _check("redis", edge.hot.check()),
-        _check("artifacts", edge.store.check()),
+        _check(edge.probes, "postgres", lambda: database_health.check(edge.db)),
+        _check(edge.probes, "redis", edge.hot.check),
+        _check(edge.probes, "artifacts", edge.store.check),
     )
     checks = {"postgres": postgres, "redis": redis, "artifacts": artifacts}
     if "failed" in (postgres.status, artifacts.status):
@@ -46,12 +46,28 @@ async def readyz(edge: EdgeDep) -> Response:
     return reply(Readiness(status="ok" if redis.status == "ok" else "degraded", checks=checks))
 
 
-async def _check(name: str, checking: Awaitable[None]) -> Check:
-    try:
-        await asyncio.wait_for(checking, PATIENCE.total_seconds())
-    except TimeoutError:
+async def _check(
+    probes: MutableMapping[str, asyncio.Task[str | None]], name: str, asking: Callable[[], Awaitable[None]]
+) -> Check:
+    """Ask, or join the question under way: those to a dependency that hangs must neither pile up nor be cancelled, for
+    cancelling takes the answer of the same dependency."""
+    probe = probes.get(name)
+    if probe is None or probe.done():
+        probe = probes[name] = asyncio.create_task(_complaint(asking), name=f"probe-{name}")
+    done, _ = await asyncio.wait({probe}, timeout=PATIENCE.total_seconds())
+    if not done:
         return Check(status="failed", detail=f"no answer within {PATIENCE.total_seconds():g} s")
+    complaint = probe.result()
+    if complaint is None:
+        return Check(status="ok")
+    logger.warning("a dependency does not answer", extra={"dependency": name, "reason": complaint})
+    return Check(status="failed", detail="does not answer; the log of this process says why")
+
+
+async def _complaint(asking: Callable[[], Awaitable[None]]) -> str | None:
+    """What is wrong, as a value: an exception in a task that nobody awaits any more would be logged as lost."""
+    try:
+        await asking()
     except LongshiftError as error:
-        logger.warning("a dependency does not answer", extra={"dependency": name, "reason": str(error)})
-        return Check(status="failed", detail="does not answer; the log of this process says why")
-    return Check(status="ok")
+        return str(error)
+    return None

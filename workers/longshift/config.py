@@ -76,6 +76,9 @@ class Config(BaseSettings):
     turn_deadline: Seconds = Field(timedelta(days=7), description="deadline of a turn that names none")
     step_timeout: Seconds = Field(timedelta(minutes=10), description="timeout of a step that names none")
     connect_timeout: Seconds = timedelta(seconds=3)
+    database_timeout: Seconds = Field(
+        timedelta(seconds=10), ge=timedelta(seconds=1), description="a Postgres that says nothing for so long is away"
+    )
 
     # group commit
     batch_rows: int = Field(500, ge=1, description="rows of one append statement")

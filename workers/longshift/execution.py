@@ -144,6 +144,22 @@ class Execution:
         finally:
             found[1].owner = None
 
+    async def pause(self, seconds: float) -> None:
+        """Let time pass because a store is away. Between steps no step counts as running meanwhile, so that a drain need
+        not wait; inside a step of the agent's author it is that step's time.
+        """
+        step = running_step()
+        ours = step is not None and step.definition.ours
+        self._steps -= ours
+        self._quieten()
+        try:
+            await self.port.back_off(seconds)
+            if ours and self._draining:
+                await asyncio.get_running_loop().create_future()  # until the turn is unwound
+        finally:
+            self._steps += ours
+        self.check()
+
     @property
     def is_live(self) -> bool:
         return self._unwinding is None

@@ -35,6 +35,7 @@ from redis.connection import parse_url
 
 from longshift import tasks, wakeup
 from longshift.errors import ConfigError
+from longshift.hot import KEEPALIVE
 from longshift.pool import AsyncioPool, Runtime
 
 __all__ = ["FleetApp", "Runtime", "create_app", "run"]
@@ -108,6 +109,7 @@ def create_app(
             "socket_timeout": socket_timeout,
             "socket_connect_timeout": connect_timeout,
             "socket_keepalive": True,
+            "socket_keepalive_options": KEEPALIVE,
             "health_check_interval": 25,
         },
     )

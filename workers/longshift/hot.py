@@ -5,7 +5,8 @@
     longshift.log.<session hex>  channel  the log grew: {"seq": n}; or a delta: {"delta", "turn", "step", "attempt"}
 
 There is no key without a time to live beside the wake-up lists. Every failure of Redis is swallowed here, logged once
-per outage and reported by ``up``: the fleet is slower without it, never wrong.
+per outage and reported by ``up``: the fleet is slower without it, never wrong. Nothing waits long for a Redis that hangs:
+each call has a limit as a whole, whatever it does to connect and to try again, and listeners do not wait for each other.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -34,8 +36,19 @@ from longshift.events import storable
 logger = logging.getLogger(__name__)
 Rung = Iterable[tuple[UUID, str]]
 
+KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # the first is not known to macOS
+}
+"""A Redis whose machine has vanished is noticed in 25 s. The system's own 2 hours would be the time for which a worker that
+only listens takes no wake-up."""
+
 PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
 ANNOUNCED_AT_ONCE = 500
+FOLLOWED_WITHIN = 0.5
+"""Seconds that a new listener waits for Redis; then it looks at Postgres without."""
+RETRY_PAUSE = 0.5
 
 
 def turn_channel(turn_id: UUID) -> str:
@@ -51,12 +64,16 @@ class Hot:
 
     def __init__(self, url: str, *, timeout: timedelta = timedelta(seconds=2)) -> None:
         seconds = timeout.total_seconds()
+        self._limit = 2 * seconds  # of a whole call: redis-py's own limits hold for each of its attempts
+        tcp: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
+        if url.startswith("unix:"):  # redis-py's connection to a Unix socket refuses them
+            tcp = {}
         try:
             self._redis = Redis.from_url(
                 url,
                 socket_timeout=seconds,
                 socket_connect_timeout=seconds,
-                socket_keepalive=True,
+                **tcp,
                 health_check_interval=25,
                 retry=Retry(NoBackoff(), 1),
                 max_connections=32,
@@ -73,7 +90,8 @@ class Hot:
     async def check(self) -> None:
         """Raises ``Unavailable`` if Redis does not answer."""
         try:
-            await self._redis.ping()
+            async with asyncio.timeout(self._limit):
+                await self._redis.ping()
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer at LONGSHIFT_REDIS_URL: {_reason(error)}") from None
 
@@ -95,7 +113,8 @@ class Hot:
         for queue in queues:
             pipeline.llen(wakeup.queue_key(queue))
         try:
-            return dict(zip(queues, await pipeline.execute(), strict=True))
+            async with asyncio.timeout(self._limit):
+                return dict(zip(queues, await pipeline.execute(), strict=True))
         except (RedisError, OSError) as error:
             self._failed(error)
             return None
@@ -121,7 +140,8 @@ class Hot:
 
     async def _send(self, sending: Any) -> bool:
         try:
-            await sending
+            async with asyncio.timeout(self._limit):
+                await sending
         except (RedisError, OSError) as error:
             self._failed(error)
             return False
@@ -137,15 +157,20 @@ class Hot:
 
 
 class Listener:
-    """One pub/sub connection shared by everybody in the process who waits for something."""
+    """One pub/sub connection shared by everybody in the process who waits for something.
+
+    One task sends (``_follow``), one reads; whoever listens talks to neither, so that a Redis that hangs delays nobody by
+    more than ``FOLLOWED_WITHIN``.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._queues: dict[str, set[asyncio.Queue[str]]] = {}
         self._subscribed: set[str] = set()
-        self._changing = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._followed = asyncio.Event()  # replaced after each change
         self._pubsub: PubSub | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def channels(self) -> frozenset[str]:
@@ -158,49 +183,59 @@ class Listener:
         for channel in channels:
             self._queues.setdefault(channel, set()).add(queue)
         try:
-            for channel in channels:
-                await self._follow(channel)
+            await self._until_followed(channels)
             yield queue
         finally:
             for channel in channels:
                 self._queues[channel].discard(queue)
-            for channel in channels:
-                await self._follow(channel)
+                if not self._queues[channel]:
+                    del self._queues[channel]
+            self._changed.set()
 
     async def close(self) -> None:
-        if self._reader is not None:
-            await end([self._reader])
+        await end(self._tasks)
         if self._pubsub is not None:
             await self._pubsub.aclose()
 
-    async def _follow(self, channel: str) -> None:
-        """Subscribe or unsubscribe, as those who wait need it; one at a time, or two connections would be made."""
-        async with self._changing:
-            wanted = bool(self._queues.get(channel))
-            if not wanted:
-                self._queues.pop(channel, None)
-            if wanted == (channel in self._subscribed):
-                return
-            if self._pubsub is None:
-                self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-            self._subscribed.discard(channel)
-            with suppress(RedisError, OSError):
-                await (self._pubsub.subscribe(channel) if wanted else self._pubsub.unsubscribe(channel))
-                if wanted:
-                    self._subscribed.add(channel)
-            if self._reader is None:
-                self._reader = asyncio.create_task(self._read(), name="redis-listener")
+    async def _until_followed(self, channels: Sequence[str]) -> None:
+        self._changed.set()
+        if self._pubsub is None:
+            self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+            self._tasks = [
+                asyncio.create_task(self._follow(self._pubsub), name="redis-follower"),
+                asyncio.create_task(self._read(self._pubsub), name="redis-listener"),
+            ]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOWED_WITHIN):
+                while not self._subscribed.issuperset(channels):
+                    await self._followed.wait()
 
-    async def _read(self) -> None:
-        """Hand out messages for ever; redis-py re-subscribes after a reconnect what was subscribed before."""
-        assert self._pubsub is not None
+    async def _follow(self, pubsub: PubSub) -> None:
+        """Subscribe and unsubscribe, for ever, as those who listen need it."""
         while True:
-            for channel in self._queues.keys() - self._subscribed:  # asked for while Redis was down
-                await self._follow(channel)
+            await self._changed.wait()
+            self._changed.clear()
+            wanted = set(self._queues)
             try:
-                message = await self._pubsub.get_message(timeout=5.0)
+                if new := wanted - self._subscribed:
+                    await pubsub.subscribe(*new)
+                    self._subscribed |= new
+                if old := self._subscribed - wanted:
+                    await pubsub.unsubscribe(*old)
+                    self._subscribed -= old
+            except (RedisError, OSError):
+                self._changed.set()
+                await asyncio.sleep(RETRY_PAUSE)
+            self._followed.set()
+            self._followed = asyncio.Event()
+
+    async def _read(self, pubsub: PubSub) -> None:
+        """Hand out messages, for ever; redis-py re-subscribes after a reconnect what was subscribed before."""
+        while True:
+            try:
+                message = await pubsub.get_message(timeout=5.0)
             except (RedisError, OSError, RuntimeError):  # RuntimeError: never connected yet
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RETRY_PAUSE)
                 continue
             if message is None:
                 continue

@@ -9,8 +9,9 @@ it by the ids of its events. A session that is missing from a statement's answer
 event is there (it was our own retry), or the lease still stands (somebody had the row locked: again), or it is lost.
 
 When Postgres does not answer, the journal closes: nothing is sent, turns wait in ``ready()`` before they start a step, and
-finished results stay queued. When it answers again, every lease is compared with the database (a failover may have lost a
-tail) before the journal opens.
+finished results stay queued. The same holds when it answers but cannot store (its disk is full, it is read-only), and after
+each lost connection, whoever used it. When it answers again, every lease is compared with the database (a failover may have
+lost a tail) and one write that waits is tried; only if that is stored does the journal open.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from random import random
 from typing import Any
 from uuid import UUID
 
@@ -33,7 +35,8 @@ from longshift.lease import Entry, Lease
 logger = logging.getLogger(__name__)
 
 RETRY_LOCKED = 0.01  # seconds before a write that met a locked session row is sent again
-RECONNECT = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach Postgres again; the last repeats
+RECONNECT = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds before each attempt to reach Postgres again; the last repeats, until a write has been stored."""
 
 Statement = Callable[[Database, Sequence[Any]], Awaitable[dict[log.Key, Done]]]
 Item = tuple[Lease, Write]
@@ -70,6 +73,10 @@ class Journal:
         self._open.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._recovery: asyncio.Task[None] | None = None
+        self._breaks = db.breaks  # of the connections, when the leases were last known to stand
+        self._doubts = 0  # statements without an answer
+        self._setbacks = 0  # attempts to reach Postgres since it last stored something
+        db.on_break = self.suspect
 
     # -- life
 
@@ -81,14 +88,18 @@ class Journal:
 
     async def close(self) -> None:
         """Stop writing; what is not yet durable was never acknowledged."""
+        self._db.on_break = lambda _: None
         await end([*self._tasks, *([self._recovery] if self._recovery else [])])
 
     def hold(self, lease: Lease) -> None:
         """From now on the journal writes for this lease and watches over it."""
+        if (other := self._leases.get(lease.key)) is not None:  # epochs repeat only where Postgres lost the first one
+            self.lose(other)
         self._leases[lease.key] = lease
 
     def drop(self, lease: Lease) -> None:
-        self._leases.pop(lease.key, None)
+        if self._leases.get(lease.key) is lease:
+            del self._leases[lease.key]
 
     @property
     def held(self) -> list[Lease]:
@@ -191,13 +202,15 @@ class Journal:
 
     async def _commit(self, lane: Lane, batch: list[Item]) -> None:
         try:
-            answers = await lane.statement(self._db, [write for _, write in batch])
+            with self._db.since(self._breaks):
+                answers = await lane.statement(self._db, [write for _, write in batch])
         except Unavailable as error:
             self._doubt(batch, error)
             return
         except Exception as error:  # noqa: BLE001 - a bug must not end the lane, on which every turn of the worker depends
             await self._isolate(lane, batch, error)
             return
+        self._setbacks = 0
         missing = []
         for lease, write in batch:
             done = answers.get(write.key)
@@ -236,6 +249,7 @@ class Journal:
         """No answer: each of these writes may have happened or not. ``_recover`` will find out."""
         for lease, _ in batch:
             lease.in_flight = False
+        self._doubts += 1
         self.suspect(str(error))
 
     def _judge(self, lease: Lease, write: Write, standing: Standing, *, delay: float = 0) -> None:
@@ -312,27 +326,45 @@ class Journal:
             self._recovery = asyncio.create_task(self._recover(), name="journal-recovery")
 
     async def _recover(self) -> None:
-        waits = iter(RECONNECT)
-        wait = 0.0
         while True:
-            wait = next(waits, wait)
-            await asyncio.sleep(wait)
+            wait = RECONNECT[min(self._setbacks, len(RECONNECT) - 1)]
+            self._setbacks += 1
+            await asyncio.sleep(wait * (1 + random() / 2))  # workers shall not come back all at once
             if any(lane.in_flight for lane in self._lanes.values()):
                 continue  # their answers, or their time-outs, are still to come
             held = self.held
-            places = [(lease.claim, lease.unacked[0].seq if lease.unacked else lease.seq) for lease in held]
             try:
-                found = await log.standing(self._db, places)
-            except Unavailable:
-                continue
+                if await self._stands(held) and await self._stores():
+                    break
             except Exception:  # a journal that stays closed would pause this worker for ever
                 logger.exception("leases cannot be compared with postgres, turns stay paused")
-                continue
-            break
-        for lease in held:
-            self._compare(lease, found[lease.key])
         self._open.set()
         logger.warning("postgres answers again", extra={"held": len(held), "kept": len(self._leases)})
+
+    async def _stands(self, held: Sequence[Lease]) -> bool:
+        """Compare each lease with the database; False if that does not answer."""
+        breaks = self._db.breaks
+        places = [(lease.claim, lease.unacked[0].seq if lease.unacked else lease.seq) for lease in held]
+        try:
+            with self._db.since(breaks):
+                found = await log.standing(self._db, places)
+        except Unavailable:
+            return False
+        self._breaks = breaks
+        for lease in held:
+            self._compare(lease, found[lease.key])
+        return True
+
+    async def _stores(self) -> bool:
+        """Try one write that waits: a Postgres with a full disk still reads, and opening for it would start steps whose
+        results could not be recorded."""
+        waiting = next((lease for lease in self.held if lease.unacked is not None), None)
+        if waiting is None or waiting.unacked is None:
+            return True
+        doubts, write = self._doubts, waiting.unacked[0]
+        waiting.in_flight = True
+        await self._commit(self._lanes[type(write)], [(waiting, write)])
+        return self._doubts == doubts
 
     def _compare(self, lease: Lease, standing: Standing) -> None:
         if lease.lost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -11,12 +12,15 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
 from longshift.contract import Artifact, Passage
+from longshift.errors import Unavailable
 from longshift.events import Kind
 from longshift.execution import Execution
 from longshift.model import Json, Prefix, parse_id, show_id
 from longshift.place import current, running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,7 +125,11 @@ class Turn:
         await self._execution.add("$say", Kind.MESSAGE_SAID, {"role": role, "content": content})
 
     async def artifact(self, name: str, data: bytes | str, *, content_type: str | None = None) -> Artifact:
-        """Keep bytes in the cold tier and get a pointer to them; stored before the pointer is recorded."""
+        """Keep bytes in the cold tier and get a pointer to them; stored before the pointer is recorded.
+
+        While the store is away this waits, between steps until the turn's deadline, inside a step until that step's
+        timeout.
+        """
         raw = data.encode() if isinstance(data, str) else data
         kind = content_type or ("text/plain; charset=utf-8" if isinstance(data, str) else "application/octet-stream")
         digest = hashlib.sha256(raw).hexdigest()
@@ -131,19 +139,24 @@ class Turn:
         )
 
         async def put(name: str, sha256: str, content_type: str) -> Artifact:
-            return await self._execution.port.put_artifact(identity, name=name, data=raw, content_type=content_type)
+            port = self._execution.port
+            return await self._patiently(
+                lambda: port.put_artifact(identity, name=name, data=raw, content_type=content_type)
+            )
 
         return cast(Artifact, await self._inner("$artifact", put, name, digest, kind))
 
     async def read(self, artifact: Artifact | str) -> bytes:
-        """The bytes of an artifact of this tenant, verified against their hash.
+        """The bytes of an artifact of this tenant, verified against their hash. Waits while the store is away, as
+        ``artifact`` does.
 
         Raises:
             NotFound: there is no such artifact.
             ArtifactCorrupt: the store no longer holds those bytes.
         """
         identity = artifact if isinstance(artifact, str) else artifact.id
-        return await self._execution.port.get_artifact(parse_id(Prefix.ARTIFACT, identity))
+        artifact_id = parse_id(Prefix.ARTIFACT, identity)
+        return await self._patiently(lambda: self._execution.port.get_artifact(artifact_id))
 
     async def index(self, source: str, passages: Sequence[str]) -> int:
         """Make passages of ``source`` findable by ``recall`` in this session; their number."""
@@ -162,10 +175,28 @@ class Turn:
         """Between steps: a step of its own. Inside a step: part of that step."""
         if running_step() is not None:
             return await function(*args)
-        return await self._execution.perform(StepDefinition(name, function, INNER, ours=True), args, {})
+        return await self._execution.perform(StepDefinition(name, function, INNER, FOREVER, ours=True), args, {})
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask a store until it answers. That it is away is nobody's failure: the turn waits, until somebody ends it."""
+        attempt = 0
+        while True:
+            try:
+                return await ask()
+            except Unavailable as error:
+                if attempt == 0:
+                    logger.warning("a turn waits for the artifact store", extra={"turn": self.id, "reason": str(error)})
+                attempt = min(attempt + 1, 20)
+            # not the turn's random numbers: those would differ on a replay, which waits for nothing
+            await self._execution.pause(AWAY.pause(attempt, random=Random()))
 
 
-INNER = Retry(attempts=5, on=(Exception,))
+INNER = Retry(attempts=5)
+"""For what the library does between steps and what may fail in any way, except that something is away: that is waited for."""
+AWAY = Retry(longest=timedelta(seconds=10))
+"""Pauses while a store is away."""
+FOREVER = timedelta(days=365)
+"""No time limit of its own: the turn has its deadline."""
 
 
 class State(Mapping[str, Json]):

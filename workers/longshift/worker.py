@@ -122,7 +122,13 @@ class Worker:
         """Make all parts. Nothing connects yet, so that ``stop`` finds whatever it has to close, however far ``start`` came."""
         config = self._config
         url = config.require("database_url")
-        self._db = Database(url, size=config.pool_size, connect_timeout=config.connect_timeout, name="longshift-worker")
+        self._db = Database(
+            url,
+            size=config.pool_size,
+            connect_timeout=config.connect_timeout,
+            timeout=config.database_timeout,
+            name="longshift-worker",
+        )
         self._hot = Hot(config.require("redis_url"))
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)

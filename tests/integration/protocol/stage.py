@@ -47,8 +47,8 @@ CREATE OPERATOR slow.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = slow.equ
 class Stepped(Database):
     """A ``Database`` in which something else happens just before a chosen statement."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, *, timeout: timedelta = timedelta(seconds=10)) -> None:
+        super().__init__(url, timeout=timeout)
         self.before: dict[TextClause, Callable[[], Awaitable[object]]] = {}
 
     async def fetch(self, statement: TextClause, params: Params | None = None) -> Sequence[Row[Any]]:

@@ -70,10 +70,13 @@ class Lent(Generic[C]):
 class Threads:
     """The threads of one store. Threads start on first use.
 
-    Probes have a thread of their own: a pool that is busy uploading is no reason to call the store unreachable.
+    Work that finds no free thread ``within`` a time is refused: behind transfers to a store that hangs, the queue would
+    wait for as many time-outs as it is long. Probes have a thread of their own: a pool that is busy uploading is no reason
+    to call the store unreachable.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, within: timedelta = timedelta(seconds=30)) -> None:
+        self._within = within
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="artifacts")
         self._spare = ThreadPoolExecutor(1, thread_name_prefix="artifacts-probe")
         self._probe: Future[str | None] | None = None
@@ -82,17 +85,30 @@ class Threads:
         """Run ``work`` in the pool. If the caller is cancelled, work that has begun goes on unobserved.
 
         Raises:
-            Unavailable: the store is closed.
+            Unavailable: the store is closed, or no thread has become free in time.
         """
-        return await asyncio.wrap_future(_submit(self.pool, work))
+        return await self._result(_submit(self.pool, work))
 
     async def lend(self, opening: Callable[[], C]) -> Lent[C]:
         """Open something in the pool; what a cancelled caller no longer wants is closed again."""
         job = _submit(self.pool, opening)
         try:
-            return Lent(await asyncio.wrap_future(job))
+            return Lent(await self._result(job))
         except asyncio.CancelledError:
             job.add_done_callback(_close_result)
+            raise
+
+    async def _result(self, job: Future[T]) -> T:
+        """Gives up work that nobody has begun in time; what has begun has limits of its own."""
+        waiter = asyncio.wrap_future(job)
+        try:
+            done, _ = await asyncio.wait({waiter}, timeout=self._within.total_seconds())
+            if not done and job.cancel():
+                seconds = self._within.total_seconds()
+                raise Unavailable(f"all transfers of the artifact store were busy for {seconds:g} s: try again")
+            return await waiter
+        except asyncio.CancelledError:
+            waiter.cancel()
             raise
 
     async def probe(self, work: Callable[[], None], *, within: timedelta) -> None:

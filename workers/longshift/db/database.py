@@ -2,24 +2,29 @@
 
 Every worker write is one autocommit statement, or one short transaction. Whatever says that the server is not there comes
 out as ``Unavailable``; data that Postgres refuses comes out as ``InvalidInput``.
+
+Nothing here waits for ever: a checkout, a connect, a statement and a commit each have their limit (``limits.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.types.array import ListBinaryDumper
-from sqlalchemy import Row, TextClause, event
-from sqlalchemy.engine import make_url
+from sqlalchemy import Connection, Engine, Row, TextClause, event
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from longshift.db.limits import Patience
 from longshift.errors import ConfigError, InvalidInput, Unavailable
 
 Params = Mapping[str, Any]
@@ -39,6 +44,11 @@ _RETRY = (  # the server refused this statement, not this data: the same may suc
     psycopg.errors.ReadOnlySqlTransaction,
     psycopg.errors.QueryCanceled,
 )
+_STORAGE = frozenset({"md.c", "fd.c", "slru.c", "xlog.c", "buffile.c"})
+"""Where Postgres writes files. Of what the operating system says there, it names only ENOSPC and EIO; a quota (EDQUOT), a
+limit (EFBIG) or a disk gone read-only (EROFS) come as XX000 or 42501, like errors that mean something else."""
+_PATIENCE = "longshift.patience"
+_since: ContextVar[int | None] = ContextVar("longshift_since", default=None)
 
 
 def driver_url(url: str) -> str:
@@ -72,13 +82,21 @@ class Database:
     """One process's connections to Postgres."""
 
     def __init__(
-        self, url: str, *, size: int = 8, connect_timeout: timedelta = timedelta(seconds=3), name: str = "longshift"
+        self,
+        url: str,
+        *,
+        size: int = 8,
+        connect_timeout: timedelta = timedelta(seconds=3),
+        timeout: timedelta = timedelta(seconds=10),
+        name: str = "longshift",
     ) -> None:
+        """``timeout``: for a free connection, and for each answer of the server."""
+        self._limit = timeout.total_seconds()
         self.engine = create_async_engine(
             driver_url(url),
             pool_size=size,
             max_overflow=0,
-            pool_timeout=30,
+            pool_timeout=self._limit,
             pool_use_lifo=True,
             # for the life of a connection: switching it at each checkout is a place where a cancelled task loses one
             isolation_level="AUTOCOMMIT",
@@ -89,11 +107,17 @@ class Database:
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 15_000,
-                "options": "-c idle_in_transaction_session_timeout=5s -c lock_timeout=2s -c timezone=UTC",
+                # a statement that is merely slow is ended by the server, which keeps the connection
+                "options": "-c idle_in_transaction_session_timeout=5s -c lock_timeout=2s -c timezone=UTC"
+                f" -c statement_timeout={round(self._limit * 1000)}",
             },
         )
-        event.listen(self.engine.sync_engine, "connect", _send_lists_in_binary)
+        self.breaks = 0
+        """How often a connection was lost, or led to another server than before: what was read earlier may be gone."""
+        self.on_break: Callable[[str], None] = lambda _: None
+        self._server_started: datetime | None = None
         self._transactions = self.engine.execution_options(isolation_level="READ COMMITTED")
+        self._listen(self.engine.sync_engine, self._transactions.sync_engine)
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -103,12 +127,14 @@ class Database:
         """A connection on which each statement commits by itself."""
         with Translated():
             async with self.engine.connect() as connection:
+                self._check_unbroken()
                 yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         with Translated():
             async with self._transactions.begin() as connection:
+                self._check_unbroken()
                 yield connection
 
     async def fetch(self, statement: TextClause, params: Params | None = None) -> Sequence[Row[Any]]:
@@ -121,11 +147,81 @@ class Database:
         async with self.connect() as connection:
             return (await connection.execute(statement, params)).rowcount
 
+    @contextmanager
+    def since(self, breaks: int) -> Iterator[None]:
+        """What is sent in this block rests on what was read when ``breaks`` was that: if it no longer is, ``Unavailable``.
 
-def _send_lists_in_binary(connection: Any, _record: object) -> None:
-    """Group commits send columns as arrays. As text, psycopg escapes each element by a regular expression: 8 ms for 500
-    events of 400 bytes, against 0.6 ms in binary."""
-    connection.driver_connection.adapters.register_dumper(list, ListBinaryDumper)
+        The check comes after the checkout. A write that waited for a free connection may get one to a server that has
+        lost the end of the log it continues.
+        """
+        token = _since.set(breaks)
+        try:
+            yield
+        finally:
+            _since.reset(token)
+
+    def _check_unbroken(self) -> None:
+        needed = _since.get()
+        if needed is not None and needed != self.breaks:
+            raise Unavailable("a connection to Postgres was lost meanwhile")
+
+    # -- what happens to connections
+
+    def _listen(self, engine: Engine, transactions: Engine) -> None:
+        event.listen(engine, "connect", self._connected)
+        event.listen(engine, "checkout", _begin)
+        event.listen(engine, "checkin", _end)
+        event.listen(engine, "handle_error", self._failed)
+        # an autocommit statement is alone: its checkout has begun its time
+        event.listen(transactions, "before_cursor_execute", _begin_statement)
+        event.listen(transactions, "commit", _begin_ending)
+        event.listen(transactions, "rollback", _begin_ending)
+
+    def _connected(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        driver = connection.driver_connection
+        # Group commits send columns as arrays. As text, psycopg escapes each element by a regular expression: 8 ms for
+        # 500 events of 400 bytes, against 0.6 ms in binary.
+        driver.adapters.register_dumper(list, ListBinaryDumper)
+        patience = record.info[_PATIENCE] = Patience(driver, limit=self._limit + 1)
+        patience.begin()
+        cursor = connection.cursor()
+        try:
+            cursor.execute("SELECT pg_postmaster_start_time()")
+            (started,) = cursor.fetchone()
+        finally:
+            cursor.close()
+        connection.rollback()
+        if self._server_started not in (None, started):
+            self._break("another server answers, or the same after a restart")
+        self._server_started = started
+
+    def _failed(self, context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            context.is_disconnect = True  # it was the primary: only a new connection finds the one that is it now
+        if context.is_disconnect and context.connection is not None:
+            self._break(reason(context.original_exception))
+
+    def _break(self, why: str) -> None:
+        self.breaks += 1
+        self.on_break(why)
+
+
+def _begin(_connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+    record.info[_PATIENCE].begin()
+
+
+def _end(_connection: object, record: ConnectionPoolEntry) -> None:
+    if _PATIENCE in record.info:  # not if the connection was lost
+        record.info[_PATIENCE].end()
+
+
+def _begin_statement(connection: Connection, *_: object) -> None:
+    connection.info[_PATIENCE].begin()
+
+
+def _begin_ending(connection: Connection) -> None:
+    if not connection.invalidated:
+        connection.info[_PATIENCE].begin()
 
 
 class Translated:
@@ -158,6 +254,7 @@ class Translated:
             error.connection_invalidated
             or isinstance(error, OperationalError | InterfaceError)
             or isinstance(cause, _RETRY)
+            or (isinstance(cause, psycopg.Error) and cause.diag.source_file in _STORAGE)
         ):
             raise Unavailable(f"Postgres does not answer: {reason(error)}") from error
 

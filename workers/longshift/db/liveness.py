@@ -7,18 +7,19 @@ through PgBouncer in transaction mode: give ``LONGSHIFT_DATABASE_URL`` as the di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from secrets import randbits
 from uuid import UUID
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from longshift.db.database import Translated, driver_url
+from longshift.db.limits import ThreadPatience
 
 LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one sweeper holds
 
@@ -84,26 +85,30 @@ class Liveness:
         *,
         connect_timeout: timedelta = timedelta(seconds=3),
         silence: timedelta = timedelta(seconds=15),
+        timeout: timedelta = timedelta(seconds=5),
     ) -> None:
         """``silence``: the server ends the session of a worker that has not beaten for so long. A process that is stopped
         (SIGSTOP, a frozen machine) keeps its connection open, and would lead the fleet, and sweep nothing, for ever.
+        ``timeout``: for the answer of the server, which may hang as well.
         """
-        timeout = max(2, round(connect_timeout.total_seconds()))
+        seconds = timeout.total_seconds()
         idle = round(silence.total_seconds() * 1000)
         self._engine = create_engine(
             driver_url(url),
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
             connect_args={
-                "connect_timeout": timeout,
+                "connect_timeout": max(2, round(connect_timeout.total_seconds())),
                 "application_name": "longshift-heartbeat",
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 10_000,
-                "options": f"-c statement_timeout=5s -c idle_session_timeout={idle} -c timezone=UTC",
+                "options": f"-c statement_timeout={round(seconds * 1000)} -c idle_session_timeout={idle} -c timezone=UTC",
             },
         )
+        self._patience = ThreadPatience(limit=seconds + 1)
+        event.listen(self._engine, "connect", lambda connection, _: self._patience.of(connection))
         self._connection: Connection | None = None
         self.lock_key = 0
         self.leader = False
@@ -111,7 +116,7 @@ class Liveness:
 
     def register(self, worker_id: UUID, member: Member) -> None:
         """Make the worker's row; from now on it may claim."""
-        with Translated():
+        with self._asking():
             connection = self._open()
             connection.execute(
                 REGISTER,
@@ -130,7 +135,7 @@ class Liveness:
     def beat(self, worker_id: UUID, pulse: Pulse, *, want_leader: bool) -> Answer | None:
         """None: the worker was declared dead and must take a new id."""
         try:
-            with Translated():
+            with self._asking():
                 fresh = self._connection is None
                 connection = self._open()
                 if fresh:
@@ -157,7 +162,7 @@ class Liveness:
 
     def retire(self, worker_id: UUID) -> None:
         """Say goodbye: nothing is held any more."""
-        with Translated():
+        with self._asking():
             self._open().execute(RETIRE, {"id": worker_id})
 
     def disconnect(self) -> None:
@@ -172,6 +177,11 @@ class Liveness:
     def close(self) -> None:
         self.disconnect()
         self._engine.dispose()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with Translated(), self._patience.limited():
+            yield
 
     def _open(self) -> Connection:
         if self._connection is None:
