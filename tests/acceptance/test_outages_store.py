@@ -16,7 +16,7 @@ from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_no_finished_step_ran_again, assert_recorded_once
 from tests.support.databases import Databases
 from tests.support.fault_proxy import Fault, FaultProxy
-from tests.support.fleet import Fleet
+from tests.support.fleet import AGENTS, Fleet
 from tests.support.object_store import BUCKET, ObjectServer
 
 TURNS = 20
