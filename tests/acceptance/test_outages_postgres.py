@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -47,10 +47,11 @@ def fleet(own_databases: Databases, redis_url: str, guardian: Guardian, tmp_path
         yield fleet
 
 
-def _fleet(database_url: str, redis_url: str, guardian: Guardian, folder: Path) -> Fleet:
-    fleet = Fleet(folder, database_url=database_url, redis_url=redis_url, guardian=guardian, settings=SETTINGS)
-    fleet.start_api()
-    return fleet
+@contextmanager
+def _fleet(database_url: str, redis_url: str, guardian: Guardian, folder: Path) -> Iterator[Fleet]:
+    with Fleet(folder, database_url=database_url, redis_url=redis_url, guardian=guardian, settings=SETTINGS) as fleet:
+        fleet.start_api()
+        yield fleet
 
 
 def _restart(_: Fleet, server: LocalPostgres) -> None:
