@@ -68,6 +68,8 @@ class Heartbeat:
         self.worker_id = new_id()
         self.watching_since: datetime | None = None
         """Since when (database clock) this worker has seen Postgres without a break: only then may it call others silent."""
+        self.seen_at: datetime | None = None
+        """When (database clock) it last saw Postgres."""
         self._last_beat = clock.monotonic()
 
     @property
@@ -110,7 +112,7 @@ class Heartbeat:
             try:
                 self._beat()
             except Unavailable as error:
-                self.watching_since = None
+                self.watching_since = self.seen_at = None
                 self._tell(self._on_silence, str(error))
             except Exception:
                 logger.exception("heartbeat failed")
@@ -137,6 +139,7 @@ class Heartbeat:
         if self.watching_since is None or beat - self._last_beat > self._config.lock_grace.total_seconds():
             self.watching_since = now
         self._last_beat = beat
+        self.seen_at = now
 
     def _tell(self, function: Callable[..., None], *args: object) -> None:
         assert self._loop is not None

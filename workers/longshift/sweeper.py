@@ -71,10 +71,10 @@ class Sweeper:
 
     async def rescue(self) -> None:
         """Only what this worker has watched without a break is believed to be silent."""
-        since = self._heartbeat.watching_since
-        if since is None:
+        since, seen = self._heartbeat.watching_since, self._heartbeat.seen_at
+        if since is None or seen is None:
             return
-        verdict = Verdict(self._config.lease_ttl, self._config.lock_grace, since)
+        verdict = Verdict(self._config.lease_ttl, self._config.lock_grace, since, as_of=seen)
         dead = await upkeep.tombstone(self._db, verdict)
         released, rung = await upkeep.rescue(self._db)
         if dead or released:

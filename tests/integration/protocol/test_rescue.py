@@ -164,7 +164,7 @@ async def test_a_missing_lock_shortens_the_wait_and_looking_for_it_does_not_dist
     await stage.hand.execute("UPDATE workers SET heartbeat_at = clock_timestamp() - interval '5 seconds'")
 
     async with stage.db.transaction() as sweeper:
-        params = {"ttl": TTL, "grace": grace, "trusted_since": LONG_AGO}
+        params = {"as_of": None, "ttl": TTL, "grace": grace, "trusted_since": LONG_AGO}
         assert (await sweeper.execute(upkeep.TOMBSTONE, params)).all() == [], "the lock is there"
         liveness.disconnect()
         await until_gone(stage, key)
@@ -262,3 +262,13 @@ async def test_the_sweeper_rings_what_was_never_rung_or_long_ago_and_only_that(s
     assert fresh not in rung
     assert claim.session_id not in rung
     assert await upkeep.undispatched(stage.db, queue="default", patience=timedelta(seconds=30), limit=10) == []
+
+
+async def test_a_verdict_that_a_server_which_hung_carries_out_late_is_none(stage: Stage) -> None:
+    """To a statement that was sent before the server hung, everybody has been silent ever since."""
+    await server_looks_old(stage)
+    silent = await stage.worker(heartbeat_age=3600)
+    now = (await stage.one("SELECT clock_timestamp() AS now"))["now"]
+    late = upkeep.Verdict(TTL, TTL, LONG_AGO, as_of=now - 2 * TTL)
+    assert await upkeep.tombstone(stage.db, late) == []
+    assert await upkeep.tombstone(stage.db, upkeep.Verdict(TTL, TTL, LONG_AGO, as_of=now)) == [silent]

@@ -31,9 +31,13 @@ LONGEST_PAUSE = 5
 # An advisory lock that is gone only shortens the wait, and only while nothing else explains its absence: locks are also lost
 # with the server, and with the network of the whole fleet. Against the latter speaks that somebody has been beating all the
 # time: the sweeper itself for a TTL, or one worker after the other, without a gap, also such as have died since.
+# A server that hung runs, when it goes on, what was sent to it before: to that statement everybody has been silent. So it
+# holds only for a moment after the sweeper's own last beat.
 TOMBSTONE = text("""
 UPDATE workers w SET dead_at = clock_timestamp(), held = (SELECT count(*) FROM sessions s WHERE s.lease_worker = w.id)
  WHERE w.dead_at IS NULL
+   AND (CAST(:as_of AS timestamptz) IS NULL
+     OR clock_timestamp() < CAST(:as_of AS timestamptz) + CAST(:grace AS interval))
    AND (greatest(w.heartbeat_at, pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz))
           < clock_timestamp() - CAST(:ttl AS interval)
      OR (w.heartbeat_at < clock_timestamp() - CAST(:grace AS interval)
@@ -159,11 +163,13 @@ class Verdict:
     ttl: timedelta
     lock_grace: timedelta
     trusted_since: datetime  # since when (database clock) the sweeper has watched without a break
+    as_of: datetime | None = None  # when (database clock) it last saw the server; must be younger than ``lock_grace``
 
 
 async def tombstone(db: Database, verdict: Verdict) -> list[UUID]:
     """Declare silent workers dead; from then on their heartbeats write nothing."""
     params = {"ttl": verdict.ttl, "grace": verdict.lock_grace, "trusted_since": verdict.trusted_since}
+    params |= {"as_of": verdict.as_of}
     return [row.id for row in await db.fetch(TOMBSTONE, params)]
 
 
