@@ -47,7 +47,7 @@ async def report(db: Database, hot: Hot, *, process: UUID, code: int) -> bool:
         return False
     released, rung = await upkeep.rescue(db)
     logger.warning("a worker process has died", extra={"code": code, "crashed": crashed(code), "leases": released})
-    await hot.ring(rung)
+    await hot.ring(rung, first=True)
     return True
 
 

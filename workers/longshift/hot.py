@@ -95,8 +95,11 @@ class Hot:
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer at LONGSHIFT_REDIS_URL: {_reason(error)}") from None
 
-    async def ring(self, sessions: Rung) -> bool:
-        """Send wake-ups for (session, queue) pairs; False if Redis did not take them (the sweeper rings again)."""
+    async def ring(self, sessions: Rung, *, first: bool = False) -> bool:
+        """Send wake-ups for (session, queue) pairs; False if Redis did not take them (the sweeper rings again).
+
+        ``first``: before all others in their queue; for turns that had begun, and lost their worker.
+        """
         by_queue: dict[str, list[UUID]] = {}
         for session_id, queue in sessions:
             by_queue.setdefault(queue, []).append(session_id)
@@ -104,7 +107,8 @@ class Hot:
             return True
         pipeline = self._redis.pipeline(transaction=False)
         for queue, ids in by_queue.items():
-            pipeline.lpush(wakeup.queue_key(queue), *_messages(ids, queue=queue))
+            push = pipeline.rpush if first else pipeline.lpush  # workers take from the right
+            push(wakeup.queue_key(queue), *_messages(ids, queue=queue))
         return await self._send(pipeline.execute())
 
     async def backlog(self, queues: Sequence[str]) -> dict[str, int] | None:
@@ -223,7 +227,9 @@ class Listener:
                 if old := self._subscribed - wanted:
                     await pubsub.unsubscribe(*old)
                     self._subscribed -= old
-            except (RedisError, OSError):
+            except Exception as error:  # noqa: BLE001 - redis-py raises anything when its reader loses the connection
+                # meanwhile, also AttributeError; and if this task ended, nobody in the process would hear anything again
+                logger.debug("cannot subscribe", extra={"reason": _reason(error)})
                 self._changed.set()
                 await asyncio.sleep(RETRY_PAUSE)
             self._followed.set()
@@ -234,7 +240,8 @@ class Listener:
         while True:
             try:
                 message = await pubsub.get_message(timeout=5.0)
-            except (RedisError, OSError, RuntimeError):  # RuntimeError: never connected yet
+            except Exception as error:  # noqa: BLE001 - as above; and RuntimeError while it has never been connected
+                logger.debug("cannot listen", extra={"reason": _reason(error)})
                 await asyncio.sleep(RETRY_PAUSE)
                 continue
             if message is None:

@@ -25,7 +25,7 @@ class Notices:
         self._logs: dict[UUID, int] = {}
         self._turns: dict[UUID, TurnStatus] = {}
         self._deltas: deque[tuple[str, str]] = deque(maxlen=MOST_DELTAS)
-        self._rings: list[tuple[UUID, str]] = []
+        self._rings: dict[bool, list[tuple[UUID, str]]] = {True: [], False: []}  # by whether they go first
         self._something = asyncio.Event()
 
     def log_grew(self, session_id: UUID, seq: int) -> None:
@@ -41,9 +41,9 @@ class Notices:
         self._deltas.append((log_channel(session_id), message))
         self._something.set()
 
-    def ring(self, session_id: UUID, queue: str) -> None:
-        """Send a wake-up; if it is lost, the sweeper sends another."""
-        self._rings.append((session_id, queue))
+    def ring(self, session_id: UUID, queue: str, *, first: bool = False) -> None:
+        """Send a wake-up, ``first`` before all others; if it is lost, the sweeper sends another."""
+        self._rings[first].append((session_id, queue))
         self._something.set()
 
     async def run(self) -> None:
@@ -55,13 +55,13 @@ class Notices:
     async def flush(self) -> None:
         """Send all there is."""
         self._something.clear()
-        rings, self._rings = self._rings, []
+        rings, self._rings = self._rings, {True: [], False: []}
         logs, self._logs = self._logs, {}
         turns, self._turns = self._turns, {}
         deltas = list(self._deltas)
         self._deltas.clear()
-        if rings:
-            await self._hot.ring(rings)
+        for first, sessions in rings.items():
+            await self._hot.ring(sessions, first=first)
         await self._hot.announce(
             [
                 *deltas,

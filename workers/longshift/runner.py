@@ -289,7 +289,7 @@ class Runner:
         )
         self._tell(lease, record, status)
         if done.flag:
-            self._outside.notices.ring(lease.session_id, record.queue)
+            self._outside.notices.ring(lease.session_id, record.queue, first=not waits)
 
     async def _next(self, lease: Lease) -> TurnRecord | None:
         """The turn that comes now, under the lease that was kept; else the lease is given back."""

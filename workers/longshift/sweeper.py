@@ -79,7 +79,7 @@ class Sweeper:
         released, rung = await upkeep.rescue(self._db)
         if dead or released:
             logger.warning("workers declared dead", extra={"workers": [w.hex for w in dead], "leases": released})
-        await self._hot.ring(rung)
+        await self._hot.ring(rung, first=True)
 
     async def promote(self) -> None:
         await self._hot.ring(await upkeep.promote(self._db))

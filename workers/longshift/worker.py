@@ -310,7 +310,10 @@ class Worker:
         except Exception:
             logger.exception("session failed", extra={"session_id": run.lease.session_id.hex})
         finally:
-            del self._runs[run.lease.key]
+            if (
+                self._runs.get(run.lease.key, (None,))[0] is run
+            ):  # an epoch can come again after a failover that lost it
+                del self._runs[run.lease.key]
             if run.deferred:
                 self._not_for_us[run.lease.session_id] = self._clock.monotonic() + LEAVE_ALONE.total_seconds()
             self._heartbeat.load.running = len(self._runs)

@@ -80,7 +80,7 @@ class Meddler:
 
     def _meddle(self, command: list[bytes]) -> list[bytes]:
         name, *arguments = command
-        if name.upper() != b"LPUSH" or not arguments[0].startswith(WAKE_UPS):
+        if name.upper() not in (b"LPUSH", b"RPUSH") or not arguments[0].startswith(WAKE_UPS):
             return command
         key, *messages = arguments
         kept = [message for message in messages for _ in range(self._copies())]
