@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from longshift.db import migrations
 from longshift.embedded import Guardian, LocalPostgres, LocalRedis
+from longshift.hot import log_channel
+from longshift.model import Prefix, parse_id
 from longshift.testing.waiting import wait_until
 from tests.support.api import Api, Hand, api_config, running_api
 from tests.support.hanging import hanging
@@ -105,3 +108,39 @@ async def test_readiness_is_known_long_before_a_statement_to_a_postgres_that_han
             ready = await asyncio.gather(*(api.client.get("/readyz", timeout=SOON) for _ in range(20)))
         assert {answer.status_code for answer in ready} == {503}
         await _serves(api)
+
+
+async def test_a_stream_that_postgres_leaves_in_the_middle_is_cut_without_a_traceback_and_can_be_resumed(
+    postgres: LocalPostgres, redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_api(api_config(postgres.url, redis_url, tmp_path)) as api:
+        turn = await api.submit()
+        hand = Hand(api, turn["session_id"])
+        await hand.take()
+        await hand.start(turn["id"])
+        path = f"/v1/turns/{turn['id']}/events"
+
+        async def follow() -> None:
+            async with api.client.stream("GET", path, headers={"Accept": "text/event-stream"}, timeout=SOON) as stream:
+                lines = stream.aiter_lines()
+                while "turn.started" not in await anext(lines):
+                    pass
+                await asyncio.to_thread(postgres.kill)
+                await api.edge.hot.announce([(log_channel(parse_id(Prefix.SESSION, turn["session_id"])), '{"seq":9}')])
+                async for _ in lines:
+                    pass
+
+        with pytest.raises(httpx.RemoteProtocolError):
+            await follow()
+        await asyncio.to_thread(postgres.restart)
+
+        async def answers() -> bool:
+            return (await api.client.get(path)).is_success
+
+        assert await wait_until(answers, description="Postgres is back")
+        await hand.succeed(turn["id"])
+        rest = await api.client.get(path, params={"after": 1})
+
+    assert [event["kind"] for event in rest.json()["data"]][-1] == "turn.succeeded"
+    assert "response cut off" in caplog.text
+    assert "Traceback" not in caplog.text
