@@ -253,7 +253,7 @@ class Stack:
 
     def _report(self, part: Part) -> None:
         """What a worker held goes on elsewhere at once."""
-        if isinstance(part, Process) and part.name != "api" and (code := part.exit_code):
+        if isinstance(part, Process) and part.name != "api" and (code := part.exit_code) is not None:
             asyncio.run(deaths.report_once(self._reports, process=part.identity, code=code))
 
     # -- stop

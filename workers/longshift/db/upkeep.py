@@ -57,6 +57,8 @@ UPDATE workers w SET dead_at = coalesce(w.dead_at, clock_timestamp()), crashed =
  WHERE w.process = :process AND (w.dead_at IS NULL OR EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id))
 RETURNING w.id""")
 
+SERVED = text("SELECT EXISTS (SELECT 1 FROM workers WHERE process = :process) AS served")
+
 # by id list, never by anti-join on live workers: a re-checked row would keep the stale join and lose a live lease
 HOLDING_DEAD = text("""
 SELECT w.id FROM workers w
@@ -170,6 +172,11 @@ async def tombstone(db: Database, verdict: Verdict) -> list[UUID]:
 async def bury(db: Database, *, process: UUID, crashed: bool) -> list[UUID]:
     """Declare the workers of a process dead that has ended; ``crashed``: by its own doing, not by somebody's signal."""
     return [row.id for row in await db.fetch(BURY, {"process": process, "crashed": crashed})]
+
+
+async def has_served(db: Database, *, process: UUID) -> bool:
+    """Whether a process has ever been a worker, dead or alive."""
+    return bool((await db.fetch(SERVED, {"process": process}))[0].served)
 
 
 async def rescue(db: Database, *, limit: int = 1000) -> tuple[int, Rung]:
