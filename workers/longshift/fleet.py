@@ -113,7 +113,7 @@ def create_app(
     )
     app.longshift_runtime = runtime
     tasks.register(app)
-    state.should_stop = state.should_terminate = None  # of an app before; here, because from here on a stop may be asked for
+    state.should_stop = state.should_terminate = None  # not in run(): from here on a stop may be asked for
     return app
 
 
