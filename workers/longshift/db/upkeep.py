@@ -74,13 +74,15 @@ d AS MATERIALIZED (
       LEFT JOIN turns t ON t.session_id = s.id AND t.status = 'running'
       LEFT JOIN LATERAL (SELECT epoch, kind FROM events e WHERE e.session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true),
 j AS MATERIALIZED (
-    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1 AND crashes >= {PATIENCE} AS condemned FROM d),
+    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1 AND crashes >= {PATIENCE} AS condemned,
+           EXISTS (SELECT 1 FROM mail m WHERE m.session_id = d.id AND m.turn_id = d.turn_id AND m.consumed_at IS NULL) AS ending
+      FROM d),
 s AS (
     UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), dispatched_at = clock_timestamp(),
            ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END,
            mail_seq = s.mail_seq + CASE WHEN j.condemned THEN 1 ELSE 0 END,
            crashes = CASE WHEN j.condemned THEN 0 WHEN j.turn_id IS NULL THEN s.crashes ELSE j.crashes END,
-           suspect = CASE WHEN j.condemned THEN NULL WHEN j.turn_id IS NULL THEN s.suspect
+           suspect = CASE WHEN j.condemned OR j.ending THEN NULL WHEN j.turn_id IS NULL THEN s.suspect
                           WHEN s.suspect IS NOT NULL OR j.crashed OR j.crashes >= {PATIENCE}
                           THEN CAST(ceil(least(coalesce(s.suspect, j.held), j.held) / {SHARE}.0) AS integer) END
       FROM j WHERE s.id = j.id RETURNING s.id, s.queue, s.open_turns > 0 AND s.suspect IS NULL AS ring),
