@@ -121,7 +121,6 @@ class Worker:
             max_event=config.max_event,
         )
         self._runner = Runner(outside, self._agents, queues=config.queues)
-        await leases.serve(self._db, self._agents.describe())
         self._heartbeat = Heartbeat(
             Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
             config=config,
@@ -137,6 +136,7 @@ class Worker:
             on_reborn=self._reborn,
             on_silence=self._journal.suspect,
         )
+        await leases.serve(self._db, self._agents.describe())  # from here on there is all that stop() closes
         await asyncio.to_thread(self._heartbeat.register)
         self._worker_id = self._heartbeat.worker_id
         self._journal.start_lanes()
