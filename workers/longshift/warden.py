@@ -109,6 +109,8 @@ class Warden:
             return
         logger.warning("ward started", extra={"pid": ward.pid})
         self._wards[ward] = asyncio.create_task(self._watch(ward, process), name=f"ward {ward.pid}")
+        if self._closing:  # meanwhile
+            self.close()
 
     async def _watch(self, ward: Process, process: UUID) -> None:
         code = await ward.wait()
