@@ -11,7 +11,7 @@ import pytest
 from longshift.db import leases, log, mail, upkeep
 from longshift.db.liveness import REGISTER
 from longshift.model import Claim, MailKind, TurnStatus, new_id
-from tests.integration.protocol.stage import Stage, append, finish, leave, start
+from tests.integration.protocol.stage import GATE, Stage, append, finish, leave, start
 
 QUEUES = ["default"]
 
@@ -257,3 +257,27 @@ async def test_a_step_that_was_recorded_before_an_interrupt_begins_the_row_of_de
     assert await log.leave(stage.db, [leave(won.claim, turn, seq=seq + 1, seen=0, status=TurnStatus.QUEUED)])
 
     assert await suspect(stage, claim.session_id) == (1, 0)
+
+
+SLOW_IDS = f"""
+CREATE FUNCTION slow.same(a uuid, b uuid) RETURNS boolean VOLATILE LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.pg_advisory_lock_shared({GATE}); PERFORM pg_catalog.pg_advisory_unlock_shared({GATE});
+    RETURN a OPERATOR(pg_catalog.=) b;
+END $$;
+CREATE OPERATOR slow.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = slow.same);"""
+
+
+async def test_a_step_that_commits_between_the_snapshot_of_a_rescue_and_its_lock_counts(stage: Stage) -> None:
+    worker = await stage.worker()
+    claim, turn = await stage.running(worker)
+    await stage.hand.execute("UPDATE sessions SET crashes = 2")
+    await stage.kill(worker)
+    async with stage.slow() as slow:
+        await stage.hand.execute(SLOW_IDS)
+        async with stage.stopped(upkeep.take_away(slow, [worker], limit=10)) as task:
+            assert await log.append(stage.db, [append(claim, turn, "late", seq=2)])
+        await task
+    row = await stage.row(claim.session_id)
+    assert row["lease_worker"] is None
+    assert (row["crashes"], row["suspect"]) == (1, None)

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from longshift.db.database import Database
 
@@ -63,10 +64,15 @@ SERVED = text("SELECT EXISTS (SELECT 1 FROM workers WHERE process = :process) AS
 HOLDING_DEAD = text("""
 SELECT w.id FROM workers w
  WHERE w.dead_at IS NOT NULL AND EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id)""")
+HELD_BY_DEAD = text("""
+SELECT id FROM sessions WHERE lease_worker = ANY(CAST(:workers AS uuid[]))
+ ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED""")
+# Under the locks of the statement before, and so with a snapshot of its own: a dead worker's last step may have been
+# committed between that one's snapshot and its locks, and would not count.
 RESCUE = text(f"""
 WITH v AS MATERIALIZED (
-    SELECT id FROM sessions WHERE lease_worker = ANY(CAST(:workers AS uuid[]))
-     ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED),
+    SELECT id FROM sessions WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker = ANY(CAST(:workers AS uuid[]))
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
 d AS MATERIALIZED (
     SELECT s.id, t.id AS turn_id, greatest(w.held, 1) AS held, w.crashed, w.isolated,
            CASE WHEN last.epoch = s.lease_epoch AND last.kind <> 'turn.started' THEN 1 ELSE s.crashes + 1 END AS crashes
@@ -189,8 +195,17 @@ async def rescue(db: Database, *, limit: int = 1000) -> tuple[int, Rung]:
     dead = [row.id for row in await db.fetch(HOLDING_DEAD)]
     if not dead:
         return 0, []
-    rows = await db.fetch(RESCUE, {"workers": dead, "limit": limit})
+    rows = await take_away(db, dead, limit=limit)
     return len(rows), [(row.id, row.queue) for row in rows if row.ring]
+
+
+async def take_away(db: Database, dead: Sequence[UUID], *, limit: int) -> Sequence[Row[Any]]:
+    """Release what ``dead`` workers hold: id, queue and whether to ring, of each session."""
+    async with db.transaction() as tx:
+        held = (await tx.execute(HELD_BY_DEAD, {"workers": list(dead), "limit": limit})).all()
+        if not held:
+            return []
+        return (await tx.execute(RESCUE, {"workers": list(dead), "sessions": [row.id for row in held]})).all()
 
 
 async def ready_queues(db: Database) -> list[str]:
