@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,18 @@ async def noop(turn: Turn, n: int) -> int:
 
 
 # --------------------------------------------------------------------------------------------- agents that misbehave
+
+
+@agent("deaf")
+async def deaf(turn: Turn, n: int) -> int:
+    """A plain step that never ends, and that nothing can stop."""
+
+    def hang(value: int) -> int:
+        note(turn, "begun", "hang")
+        threading.Event().wait()
+        return value
+
+    return await turn.step("hang", hang, n)
 
 
 class Strange(BaseException):

@@ -64,3 +64,13 @@ def test_a_step_longer_than_the_grace_is_cut_short_and_runs_again_elsewhere(flee
         (turn["id"], "after"): 1,
     }
     fleet.stop(patient)
+
+
+def test_a_plain_step_that_never_ends_does_not_keep_a_drained_worker(fleet: Fleet) -> None:
+    drained = fleet.start_worker("kept", drain_grace=1)
+    turn = fleet.client.submit("deaf", 1)
+    wait_until_sync(lambda: runs_of(fleet.effects(turn, what="begun")), description="the step has begun")
+    drained.drain()
+
+    assert drained.exit_code() == 0
+    fleet.client.cancel(turn)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from longshift.model import Json
-from longshift.testing.fleet import Process
+from longshift.testing.fleet import SUPERVISED, Process
 from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_recorded_once
 from tests.support.fleet import Fleet
@@ -75,3 +75,12 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_worker_whose_supervisor_was_gone_before_it_served_ends(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longshift.testing.fleet.WORKER", (*SUPERVISED, "--supervised"))
+    orphan = fleet.start_worker("orphan", ready=False)  # its standard input is at its end from the first moment on
+
+    assert orphan.exit_code(limit=60) == 0, orphan.log()

@@ -124,6 +124,18 @@ def test_what_dies_is_started_again(stack: LocalStack) -> None:
     )
 
 
+def test_a_worker_that_dies_while_the_stack_starts_is_started_again(folder: Path, guardian: Guardian) -> None:
+    (folder / "frail.py").write_text(
+        "import os, signal\nfrom pathlib import Path\n"
+        "if not Path('died').exists():\n"
+        "    Path('died').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n" + MORE
+    )
+    with running(folder, "--workers", "1", "--agents", "frail,tiny", guardian=guardian) as stack:
+        assert stack.ready
+        assert "SIGKILL" in death_of(stack, "worker-1")["detail"]
+
+
 def death_of(stack: LocalStack, part: str) -> dict[str, str]:
     def line() -> dict[str, str] | None:
         return next((line for line in stack.lines if line.get("part") == part and line["state"] == "died"), None)

@@ -1,6 +1,6 @@
 """What the parent of a worker process makes of its end: the one that sees it die need not wait for its silence.
 
-    exit code 0                          an orderly end: it has signed off by itself
+    exit code 0                          an orderly end, if it has signed off by itself; else like any other exit code
     SIGKILL, SIGTERM, SIGINT ...         somebody ended it (a person, the kernel's memory killer): released at once
     any other signal or exit code        it crashed by its own doing: released at once, and what ran there is suspect
 
@@ -30,21 +30,22 @@ PATIENCE = timedelta(seconds=5)
 
 
 def crashed(code: int) -> bool:
-    """Whether a process with this exit code (negative: the signal) ended by its own doing."""
-    return code != 0 and -code not in SENT
+    """Whether a process that has not signed off, with this exit code (negative: the signal), ended by its own doing."""
+    return -code not in SENT
 
 
 async def report(db: Database, hot: Hot, *, process: UUID, code: int) -> bool:
     """Declare the workers of a process dead that has ended with ``code``; release and ring what it held.
 
-    Returns whether there were any: a process that dies before it serves leaves nothing behind.
+    Returns whether it had served: a process that dies before leaves nothing behind. After code 0: whether it ended without
+    signing off.
 
     Raises:
         Unavailable: Postgres does not answer.
     """
     workers = await upkeep.bury(db, process=process, crashed=crashed(code))
-    if not workers:
-        return False
+    if not workers:  # it signed off, or was declared dead before, or never served
+        return code != 0 and await upkeep.has_served(db, process=process)
     released, rung = await upkeep.rescue(db)
     logger.warning("a worker process has died", extra={"code": code, "crashed": crashed(code), "leases": released})
     await hot.ring(rung, first=True)

@@ -115,12 +115,12 @@ def create_app(
     )
     app.longshift_runtime = runtime
     tasks.register(app)
+    state.should_stop = state.should_terminate = None  # not in run(): from here on a stop may be asked for
     return app
 
 
 def run(app: FleetApp) -> int:
     """Run the worker in this process, on the main thread, until it is stopped; returns the exit code."""
-    state.should_stop = state.should_terminate = None
     for name in _QUIET:
         getLogger(name).setLevel(WARNING)
     _collect_rarely()

@@ -66,16 +66,26 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.load = Load(tick=clock.monotonic())
         self.worker_id = new_id()
-        self.watching_since: datetime | None = None
-        """Since when (database clock) this worker has seen Postgres without a break: only then may it call others silent."""
+        self._watching_since: datetime | None = None
         self.seen_at: datetime | None = None
         """When (database clock) it last saw Postgres."""
-        self._last_beat = clock.monotonic()
+        self._last_beat, self._last_beat_at = clock.monotonic(), clock.now()
 
     @property
     def leader(self) -> bool:
         """Whether this worker is the fleet's sweeper."""
         return self._liveness.leader
+
+    @property
+    def watching_since(self) -> datetime | None:
+        """Since when (database clock) this worker has seen Postgres without a break: only then may it call others silent."""
+        return None if self._was_away() else self._watching_since
+
+    def _was_away(self) -> bool:
+        """Whether there was no beat for a while. By both clocks: on a machine that sleeps, the monotonic one may sleep, too."""
+        grace = self._config.lock_grace
+        by_ticks = timedelta(seconds=self._clock.monotonic() - self._last_beat)
+        return by_ticks > grace or abs(self._clock.now() - self._last_beat_at) > grace
 
     def register(self) -> None:
         """Make the worker's row; blocking.
@@ -112,17 +122,17 @@ class Heartbeat:
             try:
                 self._beat()
             except Unavailable as error:
-                self.watching_since = self.seen_at = None
+                self._watching_since = self.seen_at = None
                 self._tell(self._on_silence, str(error))
             except Exception:
                 logger.exception("heartbeat failed")
 
     def _beat(self) -> None:
         beat = self._clock.monotonic()
-        if beat - self._last_beat > self._config.lock_grace.total_seconds():
-            self.watching_since = None
+        if self._was_away():
+            self._watching_since = None
         age = timedelta(seconds=max(0.0, beat - self.load.tick))
-        pulse = Pulse(self.load.running, age, self.load.draining, self.watching_since)
+        pulse = Pulse(self.load.running, age, self.load.draining, self._watching_since)
         may_lead = not (self.load.draining or self._member.isolated)
         answer = self._liveness.beat(self.worker_id, pulse, want_leader=may_lead)
         self._watch(self._liveness.connected_at if answer is None else answer.now)
@@ -135,10 +145,9 @@ class Heartbeat:
             self._tell(self._on_reborn, reborn)
 
     def _watch(self, now: datetime | None) -> None:
-        beat = self._clock.monotonic()
-        if self.watching_since is None or beat - self._last_beat > self._config.lock_grace.total_seconds():
-            self.watching_since = now
-        self._last_beat = beat
+        if self._watching_since is None or self._was_away():
+            self._watching_since = now
+        self._last_beat, self._last_beat_at = self._clock.monotonic(), self._clock.now()
         self.seen_at = now
 
     def _tell(self, function: Callable[..., None], *args: object) -> None:

@@ -1,11 +1,15 @@
 """The parent of a worker process: starts it again when it dies, and reports how it died.
 
-    SIGTERM, SIGINT, SIGQUIT   are passed on; the supervisor ends when its child has, with its exit code
+    SIGTERM, SIGINT            the child's standard input ends, and it drains; the same once more, or SIGQUIT: it gets a
+                               SIGQUIT, and ends at once. The supervisor ends when its child has, with its exit code
     the child dies             its death is reported (``longshift.deaths``), and another one is started, after a pause that
                                grows while they keep dying
-    the child cannot start     (wrong settings, say) it says so itself; the supervisor ends with its exit code, unless an
-                               earlier child could: then the settings are right, and what does not answer will again
+    the child cannot start     (wrong settings, say) it says so itself; the supervisor ends with its exit code. But once a
+                               child has served, it waits for what does not answer
     the supervisor dies        the child's standard input ends, and it drains
+
+A first signal is not passed on as a signal, because the child may have had the same one already: systemd, for one, sends
+SIGTERM to every process of a service. Two of them would cut short what the child runs.
 
 It imports and connects to nothing until there is a death to report, so that it costs a few megabytes.
 """
@@ -14,9 +18,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from types import FrameType
 from uuid import UUID
 
@@ -27,7 +31,8 @@ PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds before the child is started again: the first time, the second ..."""
 SETTLED = 60.0
 """Seconds that a child must run before its next death counts as the first."""
-CANNOT_START = frozenset({2, 4})
+NO_ANSWER = 4
+CANNOT_START = frozenset({2, NO_ANSWER})
 """Exit codes with which a worker says that settings are wrong, or that something does not answer."""
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -39,8 +44,8 @@ class Supervisor:
     Attributes:
         command: of the child.
         environment: makes the child's environment from the identity that is given to it.
-        report: told the identity and the exit code (negative: the signal) of a child that died; returns whether the
-            child had become a worker, None if that cannot be found out.
+        report: told the identity and the exit code (negative: the signal) of a child that ended; returns whether the
+            child had become a worker (after code 0: whether it had not signed off), None if that cannot be found out.
     """
 
     command: Sequence[str]
@@ -48,11 +53,13 @@ class Supervisor:
     report: Callable[[UUID, int], bool | None]
     clock: Clock = SYSTEM
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _asked: threading.Event = field(default_factory=threading.Event, init=False)
+    _asked: list[int] = field(default_factory=list, init=False)
+    # not an Event: its lock may be held by the very thread that the signal handler interrupts
+    _woken: SimpleQueue[int] = field(default_factory=SimpleQueue, init=False)
 
     def run(self) -> int:
         """Until a child ends in order, or cannot start; its exit code, 128 + n for a signal n."""
-        before = {number: signal.signal(number, self._pass_on) for number in NUMBERS}
+        before = {number: signal.signal(number, self._on_signal) for number in NUMBERS}
         try:
             return self._supervise()
         finally:
@@ -65,16 +72,17 @@ class Supervisor:
             begun = self.clock.monotonic()
             process, code = self._one()
             lived = self.clock.monotonic() - begun
-            started = code == 0 or self.report(process, code)
-            if started is None:
-                started = code not in CANNOT_START
-            served = served or started
-            if self._asked.is_set() and -code in NUMBERS:
-                return 0  # it was told to end before it could listen: nothing had begun
-            if self._asked.is_set() or code == 0 or (code > 0 and not served):
+            if self._asked:
+                if code != 0:  # one that was told to end at once has not crashed, whatever its exit code
+                    self.report(process, code if code < 0 else -signal.SIGTERM)
                 return code if code >= 0 else 128 - code
+            known = self.report(process, code)
+            started = bool(known) if known is not None else code not in CANNOT_START and code != 0
+            served = served or started
+            if code >= 0 and not started and not (served and code == NO_ANSWER):
+                return code
             deaths = 1 if lived > SETTLED else deaths + 1
-            if self._asked.wait(PAUSES[min(deaths, len(PAUSES)) - 1]):
+            if self._pause(PAUSES[min(deaths, len(PAUSES)) - 1]):
                 return 0
 
     def _one(self) -> tuple[UUID, int]:
@@ -84,15 +92,33 @@ class Supervisor:
         self._child = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, env=dict(self.environment(process)), start_new_session=True
         )
-        if self._asked.is_set():  # between two children
-            self._child.send_signal(signal.SIGTERM)
+        if self._asked:  # between two children
+            self._drain()
         try:
             return process, self._child.wait()
         finally:
-            assert self._child.stdin is not None
+            self._drain()
+
+    def _pause(self, seconds: float) -> bool:
+        """Whether somebody asked for the end meanwhile."""
+        try:
+            self._woken.get(timeout=seconds)
+        except Empty:
+            return bool(self._asked)
+        return True
+
+    def _drain(self) -> None:
+        if self._child is not None and self._child.stdin is not None:
             self._child.stdin.close()
 
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        self._asked.set()
-        if self._child is not None and self._child.returncode is None:
-            self._child.send_signal(number)
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        again = number == signal.SIGQUIT or number in self._asked
+        quits = again and signal.SIGQUIT not in self._asked
+        self._asked += [number, signal.SIGQUIT] if again else [number]
+        self._woken.put(number)
+        if self._child is None or self._child.returncode is not None:
+            return
+        if again:
+            self._child.send_signal(signal.SIGQUIT if quits else number)
+        else:
+            self._drain()

@@ -19,6 +19,7 @@ from longshift import parent, telemetry
 from longshift.agent import Agents, load_agents
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
+from longshift.ending import end_process
 from longshift.errors import LongshiftError
 from longshift.worker import Worker
 
@@ -62,7 +63,7 @@ def main() -> int:
     sys.path.insert(0, str(Path.cwd()))
     try:
         config = settings.load()
-        return asyncio.run(serve(config, load_agents(config.agents)))
+        return end_process(asyncio.run(serve(config, load_agents(config.agents))))
     except LongshiftError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -109,12 +109,13 @@ class Warden:
             return
         logger.warning("ward started", extra={"pid": ward.pid})
         self._wards[ward] = asyncio.create_task(self._watch(ward, process), name=f"ward {ward.pid}")
+        if self._closing:  # meanwhile
+            self.close()
 
     async def _watch(self, ward: Process, process: UUID) -> None:
         code = await ward.wait()
         del self._wards[ward]
-        if code != 0:
-            try:
-                await deaths.report(self._db, self._hot, process=process, code=code)
-            except Unavailable as error:  # the sweeper will notice the silence
-                logger.warning("a death could not be reported", extra={"reason": str(error)})
+        try:
+            await deaths.report(self._db, self._hot, process=process, code=code)
+        except Unavailable as error:  # the sweeper will notice the silence
+            logger.warning("a death could not be reported", extra={"reason": str(error)})

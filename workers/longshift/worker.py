@@ -28,7 +28,7 @@ from longshift.config import Config
 from longshift.db import leases
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
-from longshift.ending import end
+from longshift.ending import POOLS, end
 from longshift.errors import Unavailable
 from longshift.heartbeat import Heartbeat, tick
 from longshift.hot import Hot
@@ -133,7 +133,7 @@ class Worker:
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
         self._notices = Notices(self._hot)
-        self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in ("step", "agent")]
+        self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
         outside = Outside(
             db=self._db,
             journal=self._journal,

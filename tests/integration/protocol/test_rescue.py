@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from longshift.db import leases, log, upkeep
+from longshift.db.database import Database
 from longshift.db.liveness import HEARTBEAT, Liveness, Member, Pulse
 from longshift.model import new_id
 from longshift.testing.waiting import wait_until
@@ -62,18 +65,23 @@ async def test_leases_of_a_dead_worker_are_released_under_a_new_epoch_and_rung(s
     assert await upkeep.rescue(stage.db) == (0, [])
 
 
-async def test_a_rescue_spares_a_lease_that_a_live_worker_took_meanwhile(stage: Stage) -> None:
+async def test_a_rescue_spares_a_lease_that_a_live_worker_took_meanwhile(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dead, _ = await stage.running()
     await stage.kill(dead.worker_id)
     live = await stage.worker()
 
-    async def a_live_worker_takes_it() -> None:
+    take_away = upkeep.take_away
+
+    async def a_live_worker_takes_it(db: Database, workers: Sequence[UUID], *, limit: int) -> Sequence[Row[Any]]:
         await stage.hand.execute(
             "UPDATE sessions SET lease_worker = NULL, ready_at = now() WHERE id = %s", (dead.session_id,)
         )
         await stage.claim(dead.session_id, live)
+        return await take_away(db, workers, limit=limit)
 
-    stage.db.before[upkeep.RESCUE] = a_live_worker_takes_it
+    monkeypatch.setattr(upkeep, "take_away", a_live_worker_takes_it)
 
     assert await upkeep.rescue(stage.db) == (0, [])
     assert (await stage.row(dead.session_id))["lease_worker"] == live

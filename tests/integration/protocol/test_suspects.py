@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from longshift.db import leases, log, upkeep
+from longshift.db import leases, log, mail, upkeep
 from longshift.db.liveness import REGISTER
 from longshift.model import Claim, MailKind, TurnStatus, new_id
-from tests.integration.protocol.stage import Stage, append, finish, leave, start
+from tests.integration.protocol.stage import GATE, Stage, append, finish, leave, start
 
 QUEUES = ["default"]
 
@@ -106,9 +106,9 @@ async def test_groups_shrink_until_one_is_alone_and_only_that_one_is_condemned(s
             await _finish(stage, group)
 
     assert deaths == 3  # of the nine, of two, and alone
-    mail = await stage.one("SELECT * FROM mail WHERE turn_id = %s", poison_turn)
-    assert (mail["kind"], mail["consumed_at"]) == (MailKind.CONDEMN, None)
-    assert "3 processes died" in mail["payload"]["reason"]
+    letter = await stage.one("SELECT * FROM mail WHERE turn_id = %s", poison_turn)
+    assert (letter["kind"], letter["consumed_at"]) == (MailKind.CONDEMN, None)
+    assert "3 processes died" in letter["payload"]["reason"]
     won = await stage.claim(poison_session)
     assert [m.kind for m in await leases.urgent_mail(stage.db, worker_id=won.claim.worker_id)] == [MailKind.CONDEMN]
     others = await stage.one("SELECT count(*) AS n FROM mail")
@@ -217,3 +217,67 @@ async def test_a_session_that_nobody_claims_is_rung_at_longer_and_longer_interva
     assert [await rung(seconds) for seconds in (60, 65)] == [False, True]
     await stage.claim(session)
     assert (await stage.row(session))["rings"] == 0
+
+
+async def test_the_suspect_that_has_waited_longest_is_claimed_first_however_old_its_session(stage: Stage) -> None:
+    running = await crashed_together(stage, 3)
+    last = max(claim.session_id for claim, _ in running)
+    await stage.hand.execute(
+        "UPDATE sessions SET ready_at = ready_at - interval '1 minute' WHERE id = %s AND suspect = 1", (last,)
+    )
+    _, [won] = await in_a_ward(stage)
+
+    assert won.claim.session_id == last
+
+
+@pytest.mark.parametrize("kind", [MailKind.CANCEL, MailKind.EXPIRE])
+async def test_the_end_of_a_suspect_needs_no_ward(stage: Stage, kind: MailKind) -> None:
+    """Its turn does not run again, so that anybody may end it, also where no ward can be started."""
+    [(claim, turn)] = await crashed_together(stage, 1)
+    await mail.end_turns(stage.db, [turn], tenant_id=None, kind=kind, reason="test")
+
+    won = await stage.claim(claim.session_id)
+    assert [m.kind for m in await leases.urgent_mail(stage.db, worker_id=won.claim.worker_id)] == [kind]
+
+
+async def test_the_end_of_a_suspect_whose_ward_crashed_before_it_was_told_needs_no_other_ward(stage: Stage) -> None:
+    [(claim, turn)] = await crashed_together(stage, 1)
+    identity, _ = await in_a_ward(stage)
+    await stage.cancel(turn)
+    await die(stage, identity, crashed=True)
+
+    assert (await stage.claim(claim.session_id)).turn is not None
+
+
+async def test_a_step_that_was_recorded_before_an_interrupt_begins_the_row_of_deaths_anew(stage: Stage) -> None:
+    [(claim, turn)] = await crashed_together(stage, 1)
+    _, [won] = await in_a_ward(stage)
+    seq = won.claim.last_seq + 2
+    assert await log.append(stage.db, [append(won.claim, turn, "step", seq=seq)])
+    assert await log.leave(stage.db, [leave(won.claim, turn, seq=seq + 1, seen=0, status=TurnStatus.QUEUED)])
+
+    assert await suspect(stage, claim.session_id) == (1, 0)
+
+
+SLOW_IDS = f"""
+CREATE FUNCTION slow.same(a uuid, b uuid) RETURNS boolean VOLATILE LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.pg_advisory_lock_shared({GATE}); PERFORM pg_catalog.pg_advisory_unlock_shared({GATE});
+    RETURN a OPERATOR(pg_catalog.=) b;
+END $$;
+CREATE OPERATOR slow.= (LEFTARG = uuid, RIGHTARG = uuid, FUNCTION = slow.same);"""
+
+
+async def test_a_step_that_commits_between_the_snapshot_of_a_rescue_and_its_lock_counts(stage: Stage) -> None:
+    worker = await stage.worker()
+    claim, turn = await stage.running(worker)
+    await stage.hand.execute("UPDATE sessions SET crashes = 2")
+    await stage.kill(worker)
+    async with stage.slow() as slow:
+        await stage.hand.execute(SLOW_IDS)
+        async with stage.stopped(upkeep.take_away(slow, [worker], limit=10)) as task:
+            assert await log.append(stage.db, [append(claim, turn, "late", seq=2)])
+        await task
+    row = await stage.row(claim.session_id)
+    assert row["lease_worker"] is None
+    assert (row["crashes"], row["suspect"]) == (1, None)

@@ -98,6 +98,7 @@ def _supervise(config: Config) -> int:
 
 def _run_worker(config: Config, *, supervised: bool) -> int:
     from longshift import fleet, parent
+    from longshift.ending import end_process
     from longshift.worker import Worker
 
     asyncio.run(check(config))
@@ -110,7 +111,7 @@ def _run_worker(config: Config, *, supervised: bool) -> int:
     )
     if supervised:
         parent.when_gone(app.request_stop)
-    return fleet.run(app)
+    return end_process(fleet.run(app))
 
 
 async def check(config: Config) -> None:

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -253,8 +254,10 @@ class Stack:
 
     def _report(self, part: Part) -> None:
         """What a worker held goes on elsewhere at once."""
-        if isinstance(part, Process) and part.name != "api" and (code := part.exit_code):
-            asyncio.run(deaths.report_once(self._reports, process=part.identity, code=code))
+        if isinstance(part, Process) and part.name != "api" and (code := part.exit_code) is not None:
+            report = deaths.report_once(self._reports, process=part.identity, code=code)
+            with ThreadPoolExecutor(1) as thread:  # this one may run an event loop: until all are ready
+                thread.submit(asyncio.run, report).result()
 
     # -- stop
 

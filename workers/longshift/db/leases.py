@@ -37,7 +37,8 @@ WITH c AS MATERIALIZED (
     + _TAKE
 )
 
-# for a ward: the suspect that has waited longest, and others that may be together in a group of the same size
+# For a ward: the suspect that has waited longest, and others that may be together in a group of the same size. Not by id:
+# suspects that come again and again (nobody here has their agent, say) would never let one with a larger id have its turn.
 CLAIM_SUSPECTS = text(
     """
 WITH g AS MATERIALIZED (
@@ -49,7 +50,7 @@ c AS MATERIALIZED (
      WHERE lease_worker IS NULL AND suspect = (SELECT suspect FROM g) AND ready_at <= clock_timestamp()
        AND queue = ANY(CAST(:queues AS text[]))
        AND EXISTS (SELECT 1 FROM workers w WHERE w.id = CAST(:worker AS uuid) AND w.dead_at IS NULL)
-     ORDER BY id LIMIT least((SELECT suspect FROM g), :most) FOR NO KEY UPDATE SKIP LOCKED)"""
+     ORDER BY ready_at, id LIMIT least((SELECT suspect FROM g), :most) FOR NO KEY UPDATE SKIP LOCKED)"""
     + _TAKE
 )
 

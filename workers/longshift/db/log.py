@@ -181,7 +181,9 @@ s AS (
            ready_at = CASE WHEN s.mail_seq <> r.seen OR (r.status = 'queued' AND r.until IS NULL)
                            THEN clock_timestamp() ELSE coalesce(clock_timestamp() + (r.until - r.now), r.until) END,
            suspect = CASE WHEN r.status = 'queued' THEN s.suspect END,
-           crashes = CASE WHEN r.status = 'queued' THEN s.crashes ELSE 0 END
+           crashes = CASE WHEN r.status = 'queued' AND NOT EXISTS (
+                               SELECT 1 FROM events e WHERE e.session_id = s.id AND e.seq = r.seq - 1 AND e.epoch = r.epoch
+                                                        AND e.kind <> 'turn.started') THEN s.crashes ELSE 0 END
       FROM l JOIN r ON {_OWN} WHERE s.id = l.id
     RETURNING s.id, l.epoch, coalesce(s.ready_at <= clock_timestamp(), false) AS ready),
 t AS (

@@ -40,6 +40,7 @@ s AS (
            ready_at = CASE WHEN s.open_turns > n.n THEN s.ready_at END
       FROM n WHERE s.id = n.session_id)
 SELECT id FROM t""")
+# who is told to end does not run again: a suspect may be ended by anybody, and needs no ward for it
 ADD_MAIL = text("""
 WITH m AS (
     INSERT INTO mail (id, session_id, turn_id, kind, payload)
@@ -49,7 +50,7 @@ WITH m AS (
        AND NOT EXISTS (SELECT 1 FROM mail p WHERE p.session_id = t.session_id AND p.turn_id = t.id AND p.kind = :kind
                                               AND p.consumed_at IS NULL)
     RETURNING session_id)
-UPDATE sessions s SET mail_seq = s.mail_seq + 1, ready_at = clock_timestamp()
+UPDATE sessions s SET mail_seq = s.mail_seq + 1, ready_at = clock_timestamp(), suspect = NULL
   FROM (SELECT DISTINCT session_id FROM m) x WHERE s.id = x.session_id RETURNING s.id, s.queue""")
 ADD_SIGNAL = text("""
 WITH s AS (

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from longshift.db.database import Database
 
@@ -61,14 +62,21 @@ UPDATE workers w SET dead_at = coalesce(w.dead_at, clock_timestamp()), crashed =
  WHERE w.process = :process AND (w.dead_at IS NULL OR EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id))
 RETURNING w.id""")
 
+SERVED = text("SELECT EXISTS (SELECT 1 FROM workers WHERE process = :process) AS served")
+
 # by id list, never by anti-join on live workers: a re-checked row would keep the stale join and lose a live lease
 HOLDING_DEAD = text("""
 SELECT w.id FROM workers w
  WHERE w.dead_at IS NOT NULL AND EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id)""")
+HELD_BY_DEAD = text("""
+SELECT id FROM sessions WHERE lease_worker = ANY(CAST(:workers AS uuid[]))
+ ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED""")
+# Under the locks of the statement before, and so with a snapshot of its own: a dead worker's last step may have been
+# committed between that one's snapshot and its locks, and would not count.
 RESCUE = text(f"""
 WITH v AS MATERIALIZED (
-    SELECT id FROM sessions WHERE lease_worker = ANY(CAST(:workers AS uuid[]))
-     ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED),
+    SELECT id FROM sessions WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker = ANY(CAST(:workers AS uuid[]))
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
 d AS MATERIALIZED (
     SELECT s.id, t.id AS turn_id, greatest(w.held, 1) AS held, w.crashed, w.isolated,
            CASE WHEN last.epoch = s.lease_epoch AND last.kind <> 'turn.started' THEN 1 ELSE s.crashes + 1 END AS crashes
@@ -76,13 +84,15 @@ d AS MATERIALIZED (
       LEFT JOIN turns t ON t.session_id = s.id AND t.status = 'running'
       LEFT JOIN LATERAL (SELECT epoch, kind FROM events e WHERE e.session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true),
 j AS MATERIALIZED (
-    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1 AND crashes >= {PATIENCE} AS condemned FROM d),
+    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1 AND crashes >= {PATIENCE} AS condemned,
+           EXISTS (SELECT 1 FROM mail m WHERE m.session_id = d.id AND m.turn_id = d.turn_id AND m.consumed_at IS NULL) AS ending
+      FROM d),
 s AS (
     UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), dispatched_at = clock_timestamp(),
            ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END,
            mail_seq = s.mail_seq + CASE WHEN j.condemned THEN 1 ELSE 0 END,
            crashes = CASE WHEN j.condemned THEN 0 WHEN j.turn_id IS NULL THEN s.crashes ELSE j.crashes END,
-           suspect = CASE WHEN j.condemned THEN NULL WHEN j.turn_id IS NULL THEN s.suspect
+           suspect = CASE WHEN j.condemned OR j.ending THEN NULL WHEN j.turn_id IS NULL THEN s.suspect
                           WHEN s.suspect IS NOT NULL OR j.crashed OR j.crashes >= {PATIENCE}
                           THEN CAST(ceil(least(coalesce(s.suspect, j.held), j.held) / {SHARE}.0) AS integer) END
       FROM j WHERE s.id = j.id RETURNING s.id, s.queue, s.open_turns > 0 AND s.suspect IS NULL AS ring),
@@ -178,6 +188,11 @@ async def bury(db: Database, *, process: UUID, crashed: bool) -> list[UUID]:
     return [row.id for row in await db.fetch(BURY, {"process": process, "crashed": crashed})]
 
 
+async def has_served(db: Database, *, process: UUID) -> bool:
+    """Whether a process has ever been a worker, dead or alive."""
+    return bool((await db.fetch(SERVED, {"process": process}))[0].served)
+
+
 async def rescue(db: Database, *, limit: int = 1000) -> tuple[int, Rung]:
     """Release what dead workers hold, under a new epoch. Every pass looks at all of them: a claim may commit late.
 
@@ -186,8 +201,17 @@ async def rescue(db: Database, *, limit: int = 1000) -> tuple[int, Rung]:
     dead = [row.id for row in await db.fetch(HOLDING_DEAD)]
     if not dead:
         return 0, []
-    rows = await db.fetch(RESCUE, {"workers": dead, "limit": limit})
+    rows = await take_away(db, dead, limit=limit)
     return len(rows), [(row.id, row.queue) for row in rows if row.ring]
+
+
+async def take_away(db: Database, dead: Sequence[UUID], *, limit: int) -> Sequence[Row[Any]]:
+    """Release what ``dead`` workers hold: id, queue and whether to ring, of each session."""
+    async with db.transaction() as tx:
+        held = (await tx.execute(HELD_BY_DEAD, {"workers": list(dead), "limit": limit})).all()
+        if not held:
+            return []
+        return (await tx.execute(RESCUE, {"workers": list(dead), "sessions": [row.id for row in held]})).all()
 
 
 async def ready_queues(db: Database) -> list[str]:

@@ -145,7 +145,7 @@ def _one_shot_rescue() -> list[Patch]:
     async def rescue(db: Database, *, limit: int = 1000) -> tuple[int, upkeep.Rung]:
         dead = list(fresh)
         fresh.clear()
-        rows = await db.fetch(upkeep.RESCUE, {"workers": dead, "limit": limit}) if dead else []
+        rows = await upkeep.take_away(db, dead, limit=limit) if dead else []
         return len(rows), [(row.id, row.queue) for row in rows if row.ring]
 
     return [(upkeep, "tombstone", declare), (upkeep, "rescue", rescue)]
