@@ -36,7 +36,9 @@ HESITATION = (2.0, 6.0)
 """Seconds, from and to: all workers learn of the same suspects at the same time, and not all shall start a ward. The leader
 does at once; others (whose queues and agents may be others) when suspects still wait after a while."""
 PAUSE = timedelta(seconds=2)
-"""After the start of a ward, until it is seen whether another one is needed."""
+"""After the start of a ward, until it is seen whether another one is needed; doubled for each one in a row that died before it
+could serve, up to ``2 ** LONGEST`` times."""
+LONGEST = 5
 LOWER = 5  # see nice(1)
 EXTRA = timedelta(seconds=15)
 """What a ward may take to end beyond the grace of its steps."""
@@ -55,6 +57,7 @@ class Warden:
         self._random = Random()
         self._wards: dict[Process, asyncio.Task[None]] = {}
         self._closing = False
+        self._stillborn = 0  # wards in a row that never served
 
     async def run(self) -> None:
         """Start wards when they are needed, for ever."""
@@ -64,7 +67,7 @@ class Warden:
                 await asyncio.sleep(self._random.uniform(*HESITATION))
             if self._needed():
                 await self._start()
-                await asyncio.sleep(PAUSE.total_seconds())
+                await asyncio.sleep(PAUSE.total_seconds() * 2 ** min(self._stillborn, LONGEST))
 
     def close(self) -> None:
         """Ask all wards to drain."""
@@ -116,6 +119,7 @@ class Warden:
         code = await ward.wait()
         del self._wards[ward]
         try:
-            await deaths.report(self._db, self._hot, process=process, code=code)
+            served = await deaths.report(self._db, self._hot, process=process, code=code)
+            self._stillborn = 0 if served or code == 0 else self._stillborn + 1
         except Unavailable as error:  # the sweeper will notice the silence
             logger.warning("a death could not be reported", extra={"reason": str(error)})

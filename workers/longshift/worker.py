@@ -51,6 +51,8 @@ ADMIT_EVERY = timedelta(milliseconds=250)
 SETTLED = timedelta(seconds=5)
 """A suspect that has run for so long without a crash makes room for others that wait: it goes back to where everybody runs.
 Twice as long for each crash that it was in before the last one, so that what takes its time to crash is found, too."""
+LONGEST_PATIENCE = 10
+"""So often it doubles: to an hour and a half."""
 
 
 @dataclass(slots=True)
@@ -269,7 +271,11 @@ class Worker:
             try:
                 if not self._runs and not self._draining:
                     await self._admit()
-                elif self._heartbeat.load.suspects and all(self._settled(run) for run, _ in self._runs.values()):
+                elif (
+                    self._runs
+                    and self._heartbeat.load.suspects
+                    and all(self._settled(run) for run, _ in self._runs.values())
+                ):
                     await self._acquit()
             except Unavailable as error:
                 self._journal.suspect(str(error))
@@ -291,7 +297,7 @@ class Worker:
         await self._leave_all()
 
     def _settled(self, run: Run) -> bool:
-        patience: float = SETTLED.total_seconds() * 2 ** max(0, run.crashes - 1)
+        patience: float = SETTLED.total_seconds() * 2 ** min(max(0, run.crashes - 1), LONGEST_PATIENCE)
         return self._clock.monotonic() > run.claimed_at + patience
 
     def _run(self, won: leases.Won) -> None:

@@ -281,3 +281,16 @@ async def test_a_step_that_commits_between_the_snapshot_of_a_rescue_and_its_lock
     row = await stage.row(claim.session_id)
     assert row["lease_worker"] is None
     assert (row["crashes"], row["suspect"]) == (1, None)
+
+
+async def test_a_lonely_ward_that_nobody_saw_die_counts_half_as_much_as_one_that_somebody_did(stage: Stage) -> None:
+    """Its machine may have been taken away, and that three times, too."""
+    [(claim, turn)] = await crashed_together(stage, 1)
+    for deaths in range(2, 2 * upkeep.PATIENCE + 1):
+        assert await _is_suspect(stage, claim.session_id), f"condemned after {deaths - 1}"
+        _, [won] = await in_a_ward(stage)
+        await stage.hand.execute("UPDATE workers SET held = 1, dead_at = now() WHERE id = %s", (won.claim.worker_id,))
+        await upkeep.rescue(stage.db)
+
+    mail = await stage.one("SELECT kind FROM mail WHERE turn_id = %s", turn)
+    assert mail["kind"] == MailKind.CONDEMN

@@ -330,6 +330,13 @@ workers = Table(
         server_default="false",
         comment="its supervisor saw it end by its own doing: what ran there is suspect",
     ),
+    Column(
+        "reported",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="its parent saw it end; else it was silent, perhaps with its whole machine",
+    ),
     Index("ix_workers_process", "process"),
     Index("ix_workers_live", "heartbeat_at", postgresql_where=text("dead_at IS NULL")),
     postgresql_with={"fillfactor": "50"},

@@ -7,7 +7,8 @@ number of processes that died one after another under its turn without its recor
 if its process crashed by its own doing (its supervisor saw it: a signal such as SIGSEGV, an exit code), or if nobody can
 say why but it is the third in a row. Suspects run in wards only, in groups of at most ``suspect``: an eighth of those that
 died together, so that from group to group a thousand become 125, 16, 2 and 1. A turn that was alone in a ward that died, for
-the third time in a row at least, is condemned: mail tells the session's next holder to fail it as ``crash_loop``.
+the third time in a row at least (the sixth, if nobody saw the ward die: it may have been the machine), is condemned: mail
+tells the session's next holder to fail it as ``crash_loop``.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ RETURNING w.id""")
 # a process that its parent saw end; whoever was declared dead before has the same reason for it
 BURY = text("""
 UPDATE workers w SET dead_at = coalesce(w.dead_at, clock_timestamp()), crashed = w.crashed OR :crashed,
+       reported = true,
        held = CASE WHEN w.dead_at IS NULL THEN (SELECT count(*) FROM sessions s WHERE s.lease_worker = w.id) ELSE w.held END
  WHERE w.process = :process AND (w.dead_at IS NULL OR EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id))
 RETURNING w.id""")
@@ -78,13 +80,14 @@ WITH v AS MATERIALIZED (
     SELECT id FROM sessions WHERE id = ANY(CAST(:sessions AS uuid[])) AND lease_worker = ANY(CAST(:workers AS uuid[]))
      ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
 d AS MATERIALIZED (
-    SELECT s.id, t.id AS turn_id, greatest(w.held, 1) AS held, w.crashed, w.isolated,
+    SELECT s.id, t.id AS turn_id, greatest(w.held, 1) AS held, w.crashed, w.isolated, w.reported,
            CASE WHEN last.epoch = s.lease_epoch AND last.kind <> 'turn.started' THEN 1 ELSE s.crashes + 1 END AS crashes
       FROM v JOIN sessions s ON s.id = v.id JOIN workers w ON w.id = s.lease_worker
       LEFT JOIN turns t ON t.session_id = s.id AND t.status = 'running'
       LEFT JOIN LATERAL (SELECT epoch, kind FROM events e WHERE e.session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true),
 j AS MATERIALIZED (
-    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1 AND crashes >= {PATIENCE} AS condemned,
+    SELECT *, turn_id IS NOT NULL AND isolated AND held = 1
+                                AND crashes >= CASE WHEN reported THEN {PATIENCE} ELSE {2 * PATIENCE} END AS condemned,
            EXISTS (SELECT 1 FROM mail m WHERE m.session_id = d.id AND m.turn_id = d.turn_id AND m.consumed_at IS NULL) AS ending
       FROM d),
 s AS (

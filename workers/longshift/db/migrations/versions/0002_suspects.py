@@ -85,6 +85,16 @@ def upgrade() -> None:
             comment="its supervisor saw it end by its own doing: what ran there is suspect",
         ),
     )
+    op.add_column(
+        "workers",
+        sa.Column(
+            "reported",
+            sa.Boolean(),
+            server_default="false",
+            nullable=False,
+            comment="its parent saw it end; else it was silent, perhaps with its whole machine",
+        ),
+    )
     op.create_index("ix_workers_process", "workers", ["process"])
     op.alter_column("mail", "kind", comment="signal, cancel, expire or condemn", existing_type=sa.Text())
 
@@ -92,7 +102,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.alter_column("mail", "kind", comment="signal, cancel or expire", existing_type=sa.Text())
     op.drop_index("ix_workers_process", table_name="workers")
-    for name in ("crashed", "held", "isolated", "process", "watching_since"):
+    for name in ("reported", "crashed", "held", "isolated", "process", "watching_since"):
         op.drop_column("workers", name)
     op.drop_index("ix_sessions_suspect", table_name="sessions")
     for name in ("crashes", "suspect", "rings"):
