@@ -190,6 +190,7 @@ async def test_a_missing_lock_shortens_the_wait_and_looking_for_it_does_not_dist
         ([(30, 0)], True),  # one worker, up for more than a TTL
         ([(30, 9), (10, 5), (6, 0)], True),  # one after the other; those before may be dead by now
         ([(30, 9), (6, 0)], False),  # for three seconds nobody was heard: it may have been the network of all
+        ([(30, 6), (5.9, 0)], False),  # all have connected anew, and some may not have come to it yet
         ([(10, 0)], False),  # nobody can say what was before
         ([(30, 5)], False),  # nobody can say what is now
     ],

@@ -32,7 +32,8 @@ LONGEST_PAUSE = 5
 
 # An advisory lock that is gone only shortens the wait, and only while nothing else explains its absence: locks are also lost
 # with the server, and with the network of the whole fleet. Against the latter speaks that somebody has been beating all the
-# time: the sweeper itself for a TTL, or one worker after the other, without a gap, also such as have died since.
+# time, on one connection: the sweeper itself for a TTL, or one worker after the other, also such as have died since. Their
+# times must overlap: where all have connected anew, some may still be trying to.
 # A server that hung runs, when it goes on, what was sent to it before: to that statement everybody has been silent. So it
 # holds only for a moment after the sweeper's own last beat.
 TOMBSTONE = text("""
@@ -45,7 +46,9 @@ UPDATE workers w SET dead_at = clock_timestamp(), held = (SELECT count(*) FROM s
      OR (w.heartbeat_at < clock_timestamp() - CAST(:grace AS interval)
          AND pg_postmaster_start_time() < clock_timestamp() - CAST(:ttl AS interval)
          AND (CAST(:trusted_since AS timestamptz) < clock_timestamp() - CAST(:ttl AS interval)
-           OR (SELECT range_agg(tstzrange(k.watching_since, k.heartbeat_at + CAST(:grace AS interval) * 2 / 3))
+           OR (SELECT range_agg(tstzrange(k.watching_since, CASE
+                        WHEN k.heartbeat_at > clock_timestamp() - CAST(:grace AS interval) * 2 / 3 THEN 'infinity'
+                        ELSE k.heartbeat_at END))
                  FROM workers k
                 WHERE k.watching_since <= k.heartbeat_at
                   AND k.heartbeat_at > clock_timestamp() - 2 * CAST(:ttl AS interval))
