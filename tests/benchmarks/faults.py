@@ -3,7 +3,7 @@
 Sessions of five turns, each of two or three steps of 50 to 500 ms, arrive as others end, so that a fixed number is open at
 a time: what is measured is the recovery of a turn, not its place in a queue. Every few seconds a worker that runs turns is
 killed and replaced at once, by turns its process alone (whatever watches it can tell) and all of it (nobody can: a lost
-machine). In so young a fleet few workers have been up for a TTL.
+machine). The killing begins when the fleet has been up for a TTL; from then on few workers ever are that old.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from longshift.catalogue import Draft
+from longshift.config import load
 from longshift.db.liveness import LEADER
 from longshift.model import new_id
 from tests.benchmarks import checks
@@ -112,6 +113,8 @@ class Chaos:
         self._fed.set()
 
     async def kill_until_fed(self) -> None:
+        """From when the fleet has been watched for a time-to-live on: before, nobody's silence is believed."""
+        await asyncio.sleep(load(**self.plan.settings).lease_ttl.total_seconds() + 2)
         while not self._fed.is_set() and len(self.kills) < self.plan.most:
             try:
                 await asyncio.wait_for(self._fed.wait(), self.plan.every * self._random.uniform(0.8, 1.2))

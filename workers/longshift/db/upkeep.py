@@ -30,29 +30,30 @@ SHARE = 8
 LONGEST_PAUSE = 5
 """A session is rung again after patience, 2 x, 4 x ... 2**5 x patience, as long as nobody claims it."""
 
-# An advisory lock that is gone only shortens the wait, and only while nothing else explains its absence: locks are also lost
-# with the server, and with the network of the whole fleet. Against the latter speaks that somebody has been beating all the
-# time, on one connection: the sweeper itself for a TTL, or one worker after the other, also such as have died since. Their
-# times must overlap: where all have connected anew, some may still be trying to.
+# Silence counts only where nothing else explains it: not the start of the server, and not that the whole fleet was cut off.
+# Against the latter speaks that somebody has been beating all the time, on one connection: the sweeper itself for a TTL, or
+# one worker after the other, also such as have died since. Their times must overlap: where all have connected anew, some may
+# still be trying to. An advisory lock that is gone shortens the wait.
 # A server that hung runs, when it goes on, what was sent to it before: to that statement everybody has been silent. So it
 # holds only for a moment after the sweeper's own last beat.
 TOMBSTONE = text("""
+WITH watched AS MATERIALIZED (
+    SELECT pg_postmaster_start_time() < clock_timestamp() - CAST(:ttl AS interval)
+       AND (CAST(:trusted_since AS timestamptz) < clock_timestamp() - CAST(:ttl AS interval)
+         OR (SELECT range_agg(tstzrange(k.watching_since, CASE
+                      WHEN k.heartbeat_at > clock_timestamp() - CAST(:grace AS interval) * 2 / 3 THEN 'infinity'
+                      ELSE k.heartbeat_at END))
+               FROM workers k
+              WHERE k.watching_since <= k.heartbeat_at
+                AND k.heartbeat_at > clock_timestamp() - 2 * CAST(:ttl AS interval))
+            @> tstzrange(clock_timestamp() - CAST(:ttl AS interval), clock_timestamp())) AS well)
 UPDATE workers w SET dead_at = clock_timestamp(), held = (SELECT count(*) FROM sessions s WHERE s.lease_worker = w.id)
- WHERE w.dead_at IS NULL
+  FROM watched
+ WHERE w.dead_at IS NULL AND watched.well
    AND (CAST(:as_of AS timestamptz) IS NULL
      OR clock_timestamp() < CAST(:as_of AS timestamptz) + CAST(:grace AS interval))
-   AND (greatest(w.heartbeat_at, pg_postmaster_start_time(), CAST(:trusted_since AS timestamptz))
-          < clock_timestamp() - CAST(:ttl AS interval)
+   AND (w.heartbeat_at < clock_timestamp() - CAST(:ttl AS interval)
      OR (w.heartbeat_at < clock_timestamp() - CAST(:grace AS interval)
-         AND pg_postmaster_start_time() < clock_timestamp() - CAST(:ttl AS interval)
-         AND (CAST(:trusted_since AS timestamptz) < clock_timestamp() - CAST(:ttl AS interval)
-           OR (SELECT range_agg(tstzrange(k.watching_since, CASE
-                        WHEN k.heartbeat_at > clock_timestamp() - CAST(:grace AS interval) * 2 / 3 THEN 'infinity'
-                        ELSE k.heartbeat_at END))
-                 FROM workers k
-                WHERE k.watching_since <= k.heartbeat_at
-                  AND k.heartbeat_at > clock_timestamp() - 2 * CAST(:ttl AS interval))
-              @> tstzrange(clock_timestamp() - CAST(:ttl AS interval), clock_timestamp()))
          AND w.lock_key IS NOT NULL
          AND NOT EXISTS (SELECT 1 FROM pg_locks k
                           WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1
