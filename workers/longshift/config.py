@@ -140,6 +140,19 @@ def child_environment(**settings: SecretStr | Path | UUID | str | int | tuple[st
     return {**os.environ, **given}
 
 
+def worker_environment(config: Config, *, process: UUID) -> dict[str, str]:
+    """For a child that works with ``config``; ``process`` is the identity that it is given."""
+    return child_environment(
+        process=process,
+        agents=config.agents,
+        queues=config.queues,
+        capacity=config.capacity,
+        database_url=config.database_url,
+        redis_url=config.redis_url,
+        artifacts_url=config.artifacts_url,
+    )
+
+
 def _written(value: SecretStr | Path | UUID | str | int | tuple[str, ...]) -> str:
     match value:
         case SecretStr():

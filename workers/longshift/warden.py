@@ -22,7 +22,7 @@ from random import Random
 from uuid import UUID
 
 from longshift import deaths
-from longshift.config import Config, child_environment
+from longshift.config import Config, worker_environment
 from longshift.db.database import Database
 from longshift.errors import Unavailable
 from longshift.heartbeat import Load
@@ -91,21 +91,12 @@ class Warden:
     async def _start(self) -> None:
         process = new_id()
         nice = [found, "-n", str(LOWER)] if (found := shutil.which("nice")) else []
-        config = self._config
         try:
             ward = await asyncio.create_subprocess_exec(
                 *nice,
                 *(sys.executable, "-P", "-m", "longshift.ward"),
                 stdin=PIPE,
-                env=child_environment(
-                    process=process,
-                    agents=config.agents,
-                    queues=config.queues,
-                    capacity=config.capacity,
-                    database_url=config.database_url,
-                    redis_url=config.redis_url,
-                    artifacts_url=config.artifacts_url,
-                ),
+                env=worker_environment(self._config, process=process),
             )
         except OSError as error:
             logger.error("a ward cannot be started", extra={"reason": str(error)})

@@ -16,7 +16,7 @@ from longshift.agent import Agents, load_agents
 from longshift.cli import local
 from longshift.cli.output import put_json, say
 from longshift.cli.show import AsJson
-from longshift.config import Config, child_environment
+from longshift.config import Config, child_environment, worker_environment
 from longshift.errors import Unavailable
 
 API = (sys.executable, "-P", "-m", "longshift_api")
@@ -76,15 +76,7 @@ def _supervise(config: Config) -> int:
     from longshift.supervisor import Supervisor
 
     def environment(process: UUID) -> dict[str, str]:
-        return child_environment(
-            process=process,
-            agents=config.agents,
-            queues=config.queues,
-            capacity=config.capacity,
-            database_url=config.database_url,
-            redis_url=config.redis_url,
-            artifacts_url=config.artifacts_url,
-        )
+        return worker_environment(config, process=process)
 
     def report(process: UUID, code: int) -> bool | None:
         from longshift import deaths
