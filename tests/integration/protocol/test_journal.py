@@ -171,6 +171,46 @@ async def test_an_unexpected_error_after_an_outage_does_not_leave_the_journal_cl
     assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
 
 
+async def test_an_unexpected_error_when_a_write_is_looked_up_does_not_end_the_lane(
+    stage: Stage, journal: Journal
+) -> None:
+    lease, turn = await held(stage, journal)
+    looked_up = asyncio.Event()
+
+    async def something_else() -> None:
+        looked_up.set()
+        raise RuntimeError("not an outage")
+
+    stage.db.before[log.STANDING] = something_else
+    async with stage.locked(lease.session_id):
+        writing = asyncio.create_task(journal.append(lease, [event(turn, key="a")]))
+        await asyncio.wait_for(looked_up.wait(), timeout=5)
+    await asyncio.wait_for(writing, timeout=5)
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_a_session_that_somebody_has_locked_does_not_keep_the_journal_closed_after_a_break(
+    stage: Stage, journal: Journal
+) -> None:
+    lease, turn = await held(stage, journal)
+    broken = asyncio.Event()
+
+    async def break_the_connection() -> None:  # where the driver says so: inside the statement
+        stage.db._break("connection lost")
+        broken.set()
+        await no_answer()
+
+    stage.db.before[log.APPEND] = break_the_connection
+    async with stage.locked(lease.session_id):
+        writing = asyncio.create_task(journal.append(lease, [event(turn, key="a")]))
+        await asyncio.wait_for(broken.wait(), timeout=5)
+        await asyncio.wait_for(journal.ready(), timeout=5)
+    await asyncio.wait_for(writing, timeout=5)
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
 async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(
     stage: Stage, journal: Journal, tmp_path: Path
 ) -> None:
