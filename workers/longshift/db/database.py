@@ -100,6 +100,7 @@ class Database:
             pool_use_lifo=True,
             # for the life of a connection: switching it at each checkout is a place where a cancelled task loses one
             isolation_level="AUTOCOMMIT",
+            hide_parameters=True,  # inputs, results and the like do not belong into a log
             connect_args={
                 "connect_timeout": max(2, round(connect_timeout.total_seconds())),
                 "application_name": name,
