@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from longshift.artifacts import open_store
 from longshift.attempt import resumed
@@ -24,6 +25,7 @@ from longshift.notices import Notices
 from longshift.port import Outside, TurnPort
 from longshift.runner import Run
 from longshift.steps import StepDefinition
+from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage, event, finish, start
 
 
@@ -209,6 +211,22 @@ async def test_a_session_that_somebody_has_locked_does_not_keep_the_journal_clos
     await asyncio.wait_for(writing, timeout=5)
 
     assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_a_question_that_is_given_up_does_not_pause_the_worker(stage: Stage, journal: Journal) -> None:
+    async def is_asked() -> bool:
+        row = await stage.one(
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'"
+        )
+        return bool(row["n"])
+
+    asking = stage.begin(stage.db.fetch(text("SELECT pg_sleep(60)")))
+    await wait_until(is_asked, description="the server is asked")
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+    assert journal.is_open
 
 
 async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(
