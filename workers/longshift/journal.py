@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from random import random
 from typing import Any
 from uuid import UUID
@@ -239,13 +240,15 @@ class Journal:
         """Find out why sessions are missing from an answer."""
         try:
             found = await log.standing(self._db, [(lease.claim, write.seq) for lease, write in missing])
-        except Unavailable as error:
+        except Exception as error:
+            if not isinstance(error, Unavailable):  # a bug, or one of the server's: it must not end the lane either
+                logger.exception("writes without an answer cannot be looked up, turns are paused")
             self._doubt(missing, error)
             return
         for lease, write in missing:
             self._judge(lease, write, found[lease.key], delay=RETRY_LOCKED)
 
-    def _doubt(self, batch: list[Item], error: Unavailable) -> None:
+    def _doubt(self, batch: list[Item], error: Exception) -> None:
         """No answer: each of these writes may have happened or not. ``_recover`` will find out."""
         for lease, _ in batch:
             lease.in_flight = False
@@ -323,7 +326,8 @@ class Journal:
         self._open.clear()
         if self._recovery is None or self._recovery.done():
             logger.warning("postgres does not answer, turns are paused", extra={"reason": reason})
-            self._recovery = asyncio.create_task(self._recover(), name="journal-recovery")
+            # in a context of its own: the one of a statement that broke would refuse every connection after the break
+            self._recovery = asyncio.create_task(self._recover(), name="journal-recovery", context=Context())
 
     async def _recover(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ from sqlalchemy import text
 
 from longshift.db import leases, log, upkeep
 from longshift.errors import InvalidInput
-from longshift.model import Claim, MailKind, TurnStatus
+from longshift.model import Claim, MailKind, TurnStatus, new_id
 from tests.integration.protocol.stage import Stage, append, event, finish, leave, start
 
 # What the design forbids: the key alone as a fence. Used to show that each race below is one that the naive form loses.
@@ -254,3 +255,11 @@ async def test_interrupted_turns_are_queued_again_at_once_or_when_asked(stage: S
     row = await stage.row(claim.session_id)
     assert (row["ready_at"], row["head_waiting"]) == (later, False)
     assert await leases.claim(stage.db, [claim.session_id], worker_id=await stage.worker()) == []
+
+
+async def test_an_error_of_a_statement_does_not_tell_what_was_to_be_written(stage: Stage) -> None:
+    secret = new_id().hex
+    with pytest.raises(InvalidInput) as refused:
+        await stage.db.fetch(text("SELECT 1 / 0, CAST(:payload AS text)"), {"payload": secret})
+
+    assert secret not in "".join(traceback.format_exception(refused.value))

@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from longshift.artifacts import open_store
 from longshift.attempt import resumed
@@ -24,6 +25,7 @@ from longshift.notices import Notices
 from longshift.port import Outside, TurnPort
 from longshift.runner import Run
 from longshift.steps import StepDefinition
+from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage, event, finish, start
 
 
@@ -169,6 +171,62 @@ async def test_an_unexpected_error_after_an_outage_does_not_leave_the_journal_cl
     await asyncio.wait_for(journal.append(lease, [event(turn, key="a")]), timeout=5)
 
     assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_an_unexpected_error_when_a_write_is_looked_up_does_not_end_the_lane(
+    stage: Stage, journal: Journal
+) -> None:
+    lease, turn = await held(stage, journal)
+    looked_up = asyncio.Event()
+
+    async def something_else() -> None:
+        looked_up.set()
+        raise RuntimeError("not an outage")
+
+    stage.db.before[log.STANDING] = something_else
+    async with stage.locked(lease.session_id):
+        writing = asyncio.create_task(journal.append(lease, [event(turn, key="a")]))
+        await asyncio.wait_for(looked_up.wait(), timeout=5)
+    await asyncio.wait_for(writing, timeout=5)
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_a_session_that_somebody_has_locked_does_not_keep_the_journal_closed_after_a_break(
+    stage: Stage, journal: Journal
+) -> None:
+    lease, turn = await held(stage, journal)
+    broken = asyncio.Event()
+
+    async def break_the_connection() -> None:  # where the driver says so: inside the statement
+        stage.db._break("connection lost")
+        broken.set()
+        await no_answer()
+
+    stage.db.before[log.APPEND] = break_the_connection
+    async with stage.locked(lease.session_id):
+        writing = asyncio.create_task(journal.append(lease, [event(turn, key="a")]))
+        await asyncio.wait_for(broken.wait(), timeout=5)
+        await asyncio.wait_for(journal.ready(), timeout=5)
+    await asyncio.wait_for(writing, timeout=5)
+
+    assert await stage.log(lease.session_id) == [(1, "turn.started"), (2, "a")]
+
+
+async def test_a_question_that_is_given_up_does_not_pause_the_worker(stage: Stage, journal: Journal) -> None:
+    async def is_asked() -> bool:
+        row = await stage.one(
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'"
+        )
+        return bool(row["n"])
+
+    asking = stage.begin(stage.db.fetch(text("SELECT pg_sleep(60)")))
+    await wait_until(is_asked, description="the server is asked")
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+    assert journal.is_open
 
 
 async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(

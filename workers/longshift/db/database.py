@@ -100,6 +100,7 @@ class Database:
             pool_use_lifo=True,
             # for the life of a connection: switching it at each checkout is a place where a cancelled task loses one
             isolation_level="AUTOCOMMIT",
+            hide_parameters=True,  # inputs, results and the like do not belong into a log
             connect_args={
                 "connect_timeout": max(2, round(connect_timeout.total_seconds())),
                 "application_name": name,
@@ -198,6 +199,8 @@ class Database:
     def _failed(self, context: ExceptionContext) -> None:
         if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
             context.is_disconnect = True  # it was the primary: only a new connection finds the one that is it now
+        if not isinstance(context.original_exception, Exception):
+            return  # a cancelled caller: its connection is given up, which says nothing of the server
         if context.is_disconnect and context.connection is not None:
             self._break(reason(context.original_exception))
 
