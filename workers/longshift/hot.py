@@ -246,9 +246,10 @@ class Listener:
                 continue
             if message is None:
                 continue
-            for queue in self._queues.get(message["channel"].decode(), ()):
+            text = message["data"].decode(errors="replace")  # anybody may publish anything
+            for queue in self._queues.get(message["channel"].decode(errors="replace"), ()):
                 with suppress(asyncio.QueueFull):
-                    queue.put_nowait(message["data"].decode())
+                    queue.put_nowait(text)
 
 
 def delta_message(text: str, *, turn_id: UUID, step: str, attempt: int) -> str:
