@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from random import Random
 
 from longshift.catalogue import Draft
-from longshift.config import load
 from longshift.db.liveness import LEADER
 from longshift.model import new_id
 from tests.benchmarks import checks
@@ -37,11 +36,13 @@ HOLDERS = "SELECT DISTINCT w.pid FROM sessions s JOIN workers w ON w.id = s.leas
 @dataclass(frozen=True)
 class Plan:
     """``at_once``: sessions open at a time. ``every``: seconds between two kills, of which at ``most`` so many happen and
-    at ``least`` so many must have interrupted a step."""
+    at ``least`` so many must have interrupted a step. ``first``: seconds before them; a TTL and a little more, because until
+    the fleet has been watched for so long nobody's silence is believed."""
 
     sessions: int = 10_000
     at_once: int = 120
     workers: int = 5
+    first: float = 17
     every: float = 2.7
     least: int = 100
     most: int = 1_000_000
@@ -53,6 +54,7 @@ SHORT = Plan(
     sessions=30,
     at_once=30,
     workers=3,
+    first=0,
     every=0.8,
     least=1,
     most=2,
@@ -113,8 +115,7 @@ class Chaos:
         self._fed.set()
 
     async def kill_until_fed(self) -> None:
-        """From when the fleet has been watched for a time-to-live on: before, nobody's silence is believed."""
-        await asyncio.sleep(load(**self.plan.settings).lease_ttl.total_seconds() + 2)
+        await asyncio.sleep(self.plan.first)
         while not self._fed.is_set() and len(self.kills) < self.plan.most:
             try:
                 await asyncio.wait_for(self._fed.wait(), self.plan.every * self._random.uniform(0.8, 1.2))

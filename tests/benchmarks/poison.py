@@ -33,7 +33,7 @@ class Plan:
 
     crowd: int = 1000
     steps: tuple[int, int] = (1000, 2000)  # ms of each of five
-    repetitions: int = 4
+    repetitions: int = 2
     window: float = 60.0
     rate: float = 20.0  # turns of the load a second
     limit: float = 240.0
