@@ -294,3 +294,16 @@ async def test_a_lonely_ward_that_nobody_saw_die_counts_half_as_much_as_one_that
 
     mail = await stage.one("SELECT kind FROM mail WHERE turn_id = %s", turn)
     assert mail["kind"] == MailKind.CONDEMN
+
+
+async def test_a_turn_alone_in_an_ordinary_process_is_never_condemned_for_its_deaths(stage: Stage) -> None:
+    """It may have been killed from outside each time: first a ward has to show that it dies there, too."""
+    session, turn = await stage.submit()
+    for deaths in (1, 2, 3):
+        identity, worker = await process(stage)
+        won = await stage.claim(session, worker)
+        await log.start(stage.db, [start(won.claim, turn)])
+        await die(stage, identity, crashed=False)
+
+        assert await suspect(stage, session) == (1 if deaths == upkeep.PATIENCE else None, deaths)
+    assert (await stage.one("SELECT count(*) AS n FROM mail"))["n"] == 0
