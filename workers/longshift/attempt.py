@@ -21,9 +21,10 @@ from longshift.agent import Agent
 from longshift.contract import Port
 from longshift.errors import ControlFlow, InvalidInput, LongshiftError, StepFailed, UsageError
 from longshift.events import Context, Event, Kind, NewEvent, encode, storable_json
-from longshift.execution import ERROR_TEXT, Execution
+from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus
 from longshift.replay import Replay
+from longshift.stepping import ERROR_TEXT
 from longshift.turn import Turn
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,11 @@
      +- Unavailable                    Postgres, Redis or the object store did not answer; retryable
      +- StepFailed                     a step failed for good; the same on the first run and on every replay
      |   +- StepTimeout
+     |   +- OutcomeUnknown             an irreversible tool may have been called, or not
+     |   +- ToolDenied                 somebody was asked whether the tool may be called, and said no
+     +- NotDone                        raised by an irreversible tool that has certainly done nothing
+     +- WaitTimeout                    what a turn waited for did not come in time
+     +- ChildFailed                    a child turn ended without a result
      +- ArtifactCorrupt                the stored bytes do not have the promised hash
     ControlFlow (BaseException)        never caught by ``except Exception`` of a framework
      +- LeaseLost                      another worker may hold the session now: everything on the old turn raises this
@@ -24,7 +29,7 @@ The docstring of each class is the sentence that documents it. ``retryable`` say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -121,6 +126,50 @@ class StepTimeout(StepFailed):
     """A step did not finish within its timeout."""
 
     code = "step_timeout"
+
+
+class OutcomeUnknown(StepFailed):
+    """An irreversible tool was called, and nobody can say whether that had its effect: it is not called again.
+
+    ``call`` is its key, under which an operator can settle it (``longshift settle``).
+    """
+
+    code = "outcome_unknown"
+
+    def __init__(self, step: str, *, error_type: str, error_message: str, call: str = "") -> None:
+        super().__init__(step, error_type=error_type, error_message=error_message)
+        self.call = call
+
+
+class ToolDenied(StepFailed):
+    """The call of a tool needs an approval, and it was denied or did not come in time."""
+
+    code = "tool_denied"
+
+
+class NotDone(LongshiftError):
+    """For an irreversible tool to raise: what it should do has certainly not happened, so that it may be called again."""
+
+    code = "not_done"
+
+
+class WaitTimeout(LongshiftError):
+    """What a turn waited for did not come in time."""
+
+    code = "wait_timeout"
+
+
+class ChildFailed(LongshiftError):
+    """A child turn ended without a result: ``turn_id``, its ``status``, and its ``error`` as clients see it."""
+
+    code = "child_failed"
+
+    def __init__(self, turn_id: str, *, status: str, error: Mapping[str, Any] | None) -> None:
+        reason = (error or {}).get("message", "")
+        super().__init__(f"child {turn_id} has {status}" + (f": {reason}" if reason else ""))
+        self.turn_id = turn_id
+        self.status = status
+        self.error = error
 
 
 class ArtifactCorrupt(LongshiftError):

@@ -7,10 +7,12 @@ do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, wh
     step.completed     {name, digest, result, attempts, started_at, ms}   key = replay key
     step.failed        {name, digest, error, attempts, started_at, ms}    final: the agent sees StepFailed, now and on replay
     value.recorded     {value}                               key = replay key; turn.now, turn.uuid, turn.random
-    wait.begun         {until, name}                         key = replay key; a timer or a signal is awaited
-    wait.ended         {reason, value}                       key = replay key
+    wait.begun         {until, ...}                          key = replay key; a timer, signal, approval or child is awaited
+    wait.ended         {reason, ...}                         key = that of its wait.begun; what it was that came
     state.changed      {set: {k: v}, unset: [k]}             the session's state, by the agent
     message.said       {role, content}                       key = replay key; joins the session's history
+    step.retrying      {name, attempt, until, error}         key = replay key; the next try comes later than this worker waits
+    tool.started       {name, call, effect, attempt}         key = replay key; durable before an irreversible call begins
     turn.diverged      {name, recorded, called}              key = replay key; the code between steps has changed
     turn.waiting       {until}                               the turn left the worker
     turn.rescheduled   {reason}                              interrupted: drain, or the agent is unknown here
@@ -32,7 +34,10 @@ from uuid import UUID
 from longshift.errors import InvalidInput
 from longshift.model import Json, new_id
 
-FORMAT_CHANGES = ("1: the first format.",)
+FORMAT_CHANGES = (
+    "1: the first format.",
+    "2: new are step.retrying, tool.started, `call` of a tool's step, `retry_of` of turn.started; wait.ended is written.",
+)
 SCHEMA_VERSION = len(FORMAT_CHANGES)
 DEEPEST = 190  # what reads JSON again stops somewhere: Python at its stack's end, pydantic near 200
 
@@ -41,6 +46,8 @@ class Kind(StrEnum):
     TURN_STARTED = "turn.started"
     STEP_COMPLETED = "step.completed"
     STEP_FAILED = "step.failed"
+    STEP_RETRYING = "step.retrying"
+    TOOL_STARTED = "tool.started"
     VALUE_RECORDED = "value.recorded"
     WAIT_BEGUN = "wait.begun"
     WAIT_ENDED = "wait.ended"

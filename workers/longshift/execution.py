@@ -1,4 +1,6 @@
-"""One attempt at a turn, inside the worker: runs steps or replays them, counts branches, knows when every branch waits.
+"""One attempt at a turn, inside the worker: where its code stands, what it has recorded, and when it has to leave.
+
+Its steps are run by ``Stepper``, its branches and waits by ``Branches``.
 
 The agent's author sees it through ``Turn``; the runner drives it; what it needs from the outside is ``Port``, which the
 runner implements with Postgres and Redis, and ``longshift.testing`` with a list.
@@ -11,32 +13,31 @@ import concurrent.futures
 import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import copy_context
-from datetime import datetime, timedelta
-from functools import partial
-from random import Random
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from typing import Any, ClassVar, TypeVar
 
 from longshift.additions import Additions
+from longshift.branching import Branches
 from longshift.contract import Port
-from longshift.errors import InvalidInput, StepFailed, StepTimeout, TurnEvicted, UsageError
-from longshift.events import Context, Kind, NewEvent, encode, storable
+from longshift.errors import TurnEvicted, UsageError
+from longshift.events import Context, Kind, NewEvent, encode
 from longshift.model import Json, TurnRecord
-from longshift.place import StepRun, context_in, place, place_tasks, running_step, scope_place, stand, step_place, told
-from longshift.replay import Call, Replay, Scope
+from longshift.place import place, place_tasks, running_step, scope_place, stand
+from longshift.replay import Replay, Scope
+from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
 from longshift.waits import Waits
 
 T = TypeVar("T")
-ERROR_TEXT = 2000
-"""Characters of an error's text that are recorded."""
 BREATH = 50
 """Replayed calls after which the event loop gets its turn."""
 
 
 class Execution:
     """State of one attempt, keyed by (session, epoch): dropped with the lease."""
+
+    make_stepper: ClassVar[type[Stepper]] = Stepper
 
     def __init__(
         self, record: TurnRecord, *, attempt: int, replay: Replay, context: Context, port: Port, started: datetime
@@ -50,6 +51,8 @@ class Execution:
         self.on_idle: Callable[[], None] = lambda: None  # every branch waits: the turn may leave
         self.on_quiet: Callable[[], None] = lambda: None  # draining, and no step is running any more
         self.waits = Waits(port.clock, self._idle)
+        self.branches = Branches(self)
+        self.stepper = self.make_stepper(self)
         self._unwinding: str | None = None
         self._additions = Additions(context)
         self._order = replay.newest
@@ -92,7 +95,7 @@ class Execution:
             self.on_quiet()
 
     @asynccontextmanager
-    async def _step(self) -> AsyncIterator[None]:
+    async def stepping(self) -> AsyncIterator[None]:
         """Around a step that really runs, from its start to its durable record."""
         self.check()
         await self.port.ready()
@@ -210,7 +213,7 @@ class Execution:
             task.add_done_callback(lambda _: self.waits.end_branch())
         return scope
 
-    # -- steps
+    # -- what is durable
 
     async def perform(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a step, or return what is recorded of it; inside another step, part of that one.
@@ -218,136 +221,13 @@ class Execution:
         Raises:
             StepFailed: it failed for good, now or in an earlier attempt at the turn.
         """
-        if running_step() is not None:
-            return await self.once(step, args, kwargs)
-        scope = self.scope()
-        digest = step.digest(tuple(args), kwargs)
-        call = self.replay.call(scope, step.name, digest=digest)
-        if call.diverged:
-            await self._diverged(call, step.name, digest)
-        if call.recorded is not None:
-            await self._breathe()
-            return _replayed(scope, call, step)
-        async with self._step():
-            return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
+        return await self.stepper.perform(step, args, kwargs)
 
-    async def _breathe(self) -> None:
+    async def breathe(self) -> None:
         """Now and then on a replay let the other turns of this worker go on: it makes no pause of its own."""
         self._replayed += 1
         if self._replayed % BREATH == 0:
             await asyncio.sleep(0)
-
-    async def _run(
-        self,
-        step: StepDefinition,
-        key: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        *,
-        digest: str,
-        scope: Scope,
-    ) -> Any:
-        started = self.port.clock.now()
-        try:
-            value, attempts = await self._attempts(step, key, args, kwargs, scope=scope)
-            result = step.encode(value)
-            value = step.decode(result)  # before it is recorded: what cannot be read back would fail every replay
-            event, now = self._completed(key, step.name, digest, result, started=started, attempts=attempts)
-        except Exception as error:
-            await self._failed(key, step, digest, error, scope=scope)
-            raise _failure(step, error) from error
-        self.check()
-        await self.port.append([event])
-        scope.now = now
-        return value
-
-    async def _attempts(
-        self, step: StepDefinition, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, scope: Scope
-    ) -> tuple[Any, int]:
-        """The result and the number of tries it took."""
-        attempt = 1
-        while True:
-            token = step_place.set(StepRun(step, key, attempt, scope.within(key)))
-            try:
-                return await self.once(step, args, kwargs), attempt
-            except Exception as error:
-                if not step.retry.again(error, attempt=attempt):
-                    raise
-            finally:
-                step_place.reset(token)
-            # not the turn's random numbers: those would differ on a replay, which pauses for nothing
-            await self.port.back_off(step.retry.pause(attempt, random=Random()))
-            attempt += 1
-            self.check()
-            await self.port.ready()
-            self.check()  # the lease may have been lost while Postgres was away
-
-    async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """One try of the step's function, within its time limit."""
-        limit = (step.timeout or self.port.step_timeout).total_seconds()
-        try:
-            async with asyncio.timeout(limit if step.is_async else None) as timer:
-                if step.is_async:
-                    return await step.function(*args, **kwargs)
-                call = partial(copy_context().run, partial(step.function, *args, **kwargs))
-                value = await self.port.in_thread(partial(self._timed, call, timer=timer, limit=limit))
-                return await value if inspect.isawaitable(value) else value
-        except TimeoutError:
-            if timer.expired():
-                raise TimeoutError(f"no result within {limit:g} s") from None
-            raise
-        except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
-            raise RuntimeError(told(error)) from error
-        except asyncio.CancelledError as error:
-            if self.cancelled_from_outside():
-                raise
-            raise RuntimeError("cancelled by its own code") from error
-
-    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float) -> Any:
-        """Run ``call``, in a thread; its time begins now, not while it waited for the thread."""
-
-        def begin() -> None:
-            with suppress(RuntimeError):  # the turn has left meanwhile
-                timer.reschedule(self.loop.time() + limit)
-
-        self.loop.call_soon_threadsafe(begin)
-        return call()
-
-    def _completed(
-        self, key: str, name: str, digest: str, result: str, *, started: datetime, attempts: int
-    ) -> tuple[NewEvent, datetime]:
-        now = self.port.clock.now()
-        facts: dict[str, Json] = {"name": name, "digest": digest, "at": now.isoformat(), "ms": _ms(now - started)}
-        if attempts > 1:
-            facts["attempts"] = attempts
-        payload = f'{encode(facts)[:-1]},"result":{result}}}'
-        if (size := len(payload.encode())) > self.port.max_event:
-            raise InvalidInput(
-                f"step {name!r} returned {size:,} bytes, more than one event may hold ({self.port.max_event:,}): "
-                "return turn.artifact(...) instead"
-            )
-        return NewEvent(Kind.STEP_COMPLETED, self.record.id, payload, key), now
-
-    async def _failed(self, key: str, step: StepDefinition, digest: str, error: Exception, *, scope: Scope) -> None:
-        self.check()
-        failure = _failure(step, error)
-        scope.now = self.port.clock.now()
-        described = {
-            "type": failure.error_type,
-            "message": failure.error_message,
-            "timeout": isinstance(failure, StepTimeout),
-        }
-        await self.append(
-            Kind.STEP_FAILED,
-            call_key=key,
-            payload={"name": step.name, "digest": digest, "error": described, "at": scope.now.isoformat()},
-        )
-
-    async def _diverged(self, call: Call, name: str, digest: str) -> None:
-        assert call.recorded is not None
-        self.replay.diverged.add(call.key)
-        payload = {"name": name, "recorded": call.recorded.digest, "called": digest}
-        await self.append(Kind.TURN_DIVERGED, call_key=call.key, payload=payload)
 
     async def append(self, kind: Kind, *, payload: Mapping[str, Json], call_key: str | None = None) -> None:
         """Record one fact of this turn; it is durable when this returns."""
@@ -370,7 +250,7 @@ class Execution:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
         call = self.replay.call(self.scope(), name, digest="")
         if call.recorded is not None:
-            await self._breathe()
+            await self.breathe()
             return call.recorded.payload, call.recorded.order
         self.check()
         text = encode(payload, limit=self.port.max_event)
@@ -378,97 +258,3 @@ class Execution:
         order = self._order
         await self.port.append([NewEvent(kind, self.record.id, text, call.key)])
         return json.loads(text), order
-
-    # -- branches and waits
-
-    async def gather(self, branches: Sequence[Awaitable[T]]) -> list[T]:
-        """Run the branches side by side, each in a scope of its own; results in the order given.
-
-        Waits for all of them, and only then raises the first error in that order: which branch failed *first* would
-        not be the same on a replay.
-        """
-        if running_step() is not None:
-            return _first_error(await asyncio.gather(*branches, return_exceptions=True))
-        scope = self.scope()
-        children = scope.fork_branches(len(branches))
-        if not branches:
-            return []
-        self.waits.begin_branches(len(branches) - 1)  # the one that gathers does not count meanwhile
-        tasks = [
-            asyncio.create_task(self._branch(branch, child), context=context_in(self, child))
-            for branch, child in zip(branches, children, strict=True)
-        ]
-        running = len(tasks)
-
-        def ended(_: object) -> None:
-            nonlocal running
-            running -= 1
-            if running:  # the last one hands its place back to the one that gathers
-                self.waits.end_branch()
-
-        for task in tasks:
-            task.add_done_callback(ended)
-        try:
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        except BaseException:
-            await _cancel(tasks)
-            raise
-        finally:
-            for branch in branches:
-                if inspect.iscoroutine(branch):
-                    branch.close()  # of a task that was cancelled before it began
-        scope.now = max(scope.now, *(child.now for child in children))
-        return _first_error(results)
-
-    async def _branch(self, branch: Awaitable[T], scope: Scope) -> T:
-        scope.owner = asyncio.current_task()
-        try:
-            return await branch
-        except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
-            raise RuntimeError(told(error)) from error
-
-    async def wait_until(self, name: str, until: datetime) -> None:
-        """Let time pass; the turn leaves the worker if every branch waits long enough."""
-        begun = await self.value(name, Kind.WAIT_BEGUN, {"until": until.isoformat()})
-        due = datetime.fromisoformat(begun["until"])
-        scope = self.scope()
-        self.check()
-        if due > self.port.clock.now():
-            with self.waits.waiting(due):
-                await self.port.sleep_until(due)
-            self.check()
-        scope.now = max(scope.now, due)
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _first_error(results: Sequence[T | BaseException]) -> list[T]:
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return [result for result in results if not isinstance(result, BaseException)]
-
-
-def _replayed(scope: Scope, call: Call, step: StepDefinition) -> Any:
-    assert call.recorded is not None
-    payload = call.recorded.payload
-    if "at" in payload:
-        scope.now = datetime.fromisoformat(payload["at"])
-    if call.recorded.kind == Kind.STEP_FAILED:
-        error = payload["error"]
-        failed = StepTimeout if error.get("timeout") else StepFailed
-        raise failed(step.name, error_type=error["type"], error_message=error["message"])
-    return step.decode(json.dumps(payload["result"]))
-
-
-def _failure(step: StepDefinition, error: Exception) -> StepFailed:
-    failed = StepTimeout if isinstance(error, TimeoutError) else StepFailed
-    return failed(step.name, error_type=type(error).__name__, error_message=storable(str(error))[:ERROR_TEXT])
-
-
-def _ms(duration: timedelta) -> int:
-    return round(duration.total_seconds() * 1000)

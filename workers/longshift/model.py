@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -36,6 +36,8 @@ class Prefix(StrEnum):
     WORKER = "wrk"
     TENANT = "ten"
     KEY = "key"
+    CALL = "call"
+    APPROVAL = "apr"
 
 
 def new_id() -> UUID:
@@ -96,6 +98,79 @@ class MailKind(StrEnum):
     CANCEL = "cancel"
     EXPIRE = "expire"
     CONDEMN = "condemn"  # by the sweeper: the turn crashed its process, alone and more than once
+
+
+class Effect(StrEnum):
+    """What a call of a tool does to the world, and so what may be done when its outcome is in doubt."""
+
+    READ = "read"  # nothing: just call again
+    WRITE = "write"  # something that the receiver recognises by its key: call again with the same key
+    IRREVERSIBLE = "irreversible"  # something that must not happen twice: never call again in doubt
+
+
+class Dedupe(StrEnum):
+    """How far the key of a tool call reaches: within it the same input is the same call."""
+
+    CALL = "call"
+    TURN = "turn"
+    SESSION = "session"
+
+
+class CallStatus(StrEnum):
+    """What is known of a tool call."""
+
+    STARTED = "started"  # no outcome yet: it runs, or its worker died
+    DONE = "done"
+    FAILED = "failed"  # it had no effect that counts: it may be called again
+    UNKNOWN = "unknown"  # irreversible, and nobody can say whether it happened: an operator can
+    GIVEN_UP = "given_up"  # an operator could not either
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallRecord:
+    """One row of ``tool_calls``: the audit trail."""
+
+    id: UUID
+    tenant_id: UUID
+    session_id: UUID
+    turn_id: UUID
+    tool: str
+    effect: Effect
+    dedupe: Dedupe
+    place: str
+    input: Json
+    status: CallStatus
+    attempts: int
+    worker_id: UUID
+    epoch: int
+    timeout: timedelta
+    created_at: datetime
+    started_at: datetime
+    ended_at: datetime | None
+    result: Json
+    artifact_id: UUID | None
+    error: Mapping[str, Json] | None
+    settled_at: datetime | None
+    settled_by: UUID | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRecord:
+    """One row of ``approvals``: a turn asks somebody whether it may go on."""
+
+    id: UUID
+    tenant_id: UUID
+    session_id: UUID
+    turn_id: UUID
+    name: str
+    show: Json
+    created_at: datetime
+    expires_at: datetime | None
+    answered_at: datetime | None
+    answer: Mapping[str, Json] | None  # {"granted", "comment"}
+    answered_by: UUID | None
+    closed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +314,4 @@ class NewTurn:
     metadata: Mapping[str, str] = field(default_factory=dict)
     custom_id: str | None = None
     traceparent: str | None = None
+    parent_turn_id: UUID | None = None

@@ -103,12 +103,12 @@ class Turn:
 
     async def gather(self, *branches: Awaitable[T]) -> list[T]:
         """Run branches side by side; each counts its steps for itself. Results in the order given."""
-        return await self._execution.gather(branches)
+        return await self._execution.branches.gather(branches)
 
     async def sleep(self, duration: timedelta | float) -> None:
         """Let ``duration`` (seconds, or a timedelta) pass; from a second on, without holding a worker."""
         length = duration if isinstance(duration, timedelta) else timedelta(seconds=duration)
-        await self._execution.wait_until("$sleep", self._execution.port.clock.now() + length)
+        await self._execution.branches.wait_until("$sleep", self._execution.port.clock.now() + length)
 
     def sync(self, awaitable: Awaitable[T]) -> T:
         """For agents that are not async: wait for ``awaitable``, for example ``turn.sync(turn.sleep(60))``.

@@ -8,7 +8,10 @@ has started. Everybody else writes mail (``turns`` that never started, ``mail``)
 
     who writes      what
     API             idempotency, sessions (counters, ready_at), turns (new; cancel before the start), mail, batches, artifacts
-    holder          events, turns (start, suspend, finish), sessions (release), mail (consumed), checkpoints, passages
+    holder          events, turns (start, suspend, finish), sessions (release), mail (consumed), approvals (open, close),
+                    tool_calls (start), checkpoints, passages
+    whoever started a tool call     its outcome in tool_calls, also after losing the lease: that removes doubt
+    operator, by the API            approvals (answer), tool_calls (settle)
     sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at)
     supervisor      workers (dead_at, crashed: of a process that it saw end), sessions (rescue)
     worker          workers (its own row), agents
@@ -35,6 +38,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
@@ -196,6 +200,16 @@ turns = Table(
     Column("created_at", Moment, nullable=False, server_default=NOW),
     Column("started_at", Moment),
     Column("ended_at", Moment),
+    Column(
+        "clock_stopped_at", Moment, comment="since when its deadline does not come nearer: it waits for an approval"
+    ),
+    Column(
+        "parent_told",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="the session of its parent turn was woken because it has ended",
+    ),
     Index("uq_turns_position", "session_id", "position", unique=True),
     Index(
         "ix_turns_head",
@@ -205,6 +219,12 @@ turns = Table(
     ),
     Index("ix_turns_batch", "batch_id", "batch_index", postgresql_where=text("batch_id IS NOT NULL")),
     Index("ix_turns_tenant", "tenant_id", "id"),
+    Index("ix_turns_parent", "parent_turn_id", postgresql_where=text("parent_turn_id IS NOT NULL")),
+    Index(
+        "ix_turns_untold",
+        "ended_at",
+        postgresql_where=text("parent_turn_id IS NOT NULL AND ended_at IS NOT NULL AND NOT parent_told"),
+    ),
     Index("ix_turns_run_after", "run_after", postgresql_where=text("status = 'scheduled'")),
     Index("ix_turns_deadline", "deadline", postgresql_where=text(OPEN)),
     postgresql_with={"fillfactor": "80"},
@@ -253,6 +273,55 @@ mail = Table(
     Column("created_at", Moment, nullable=False, server_default=NOW),
     Column("consumed_at", Moment, comment="when the holder recorded it"),
     Index("ix_mail_session", "session_id", postgresql_where=text("consumed_at IS NULL")),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="derived from the turn and the place of the wait in it"),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("session_id", Uuid, nullable=False),
+    Column("turn_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("show", JSON(none_as_null=True), comment="what the one who decides should see"),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
+    Column("expires_at", Moment, comment="when the turn goes on without an answer; NULL: with its deadline"),
+    Column("answered_at", Moment, comment="set once: of two answers the first counts"),
+    Column("answer", JSON(none_as_null=True), comment="{granted, comment}"),
+    Column("answered_by", Uuid, comment="the API key of the answer"),
+    Column("closed_at", Moment, comment="nobody waits for an answer any more"),
+    Index("ix_approvals_session", "session_id", "id"),
+    Index("ix_approvals_open", "tenant_id", "id", postgresql_where=text("answered_at IS NULL AND closed_at IS NULL")),
+)
+
+tool_calls = Table(
+    "tool_calls",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="the key: of session, scope, tool and input; what the tool is given"),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("session_id", Uuid, nullable=False),
+    Column("turn_id", Uuid, nullable=False, comment="the turn that started it last"),
+    Column("tool", Text, nullable=False),
+    Column("effect", Text, nullable=False, comment="read, write or irreversible"),
+    Column("dedupe", Text, nullable=False, comment="call, turn or session: how far its key reaches"),
+    Column("place", Text, nullable=False, comment="replay key of the call that started it last"),
+    Column("input", JSON, nullable=False),
+    Column("status", Text, nullable=False, comment="started, done, failed, unknown or given_up"),
+    Column("attempts", Integer, nullable=False, server_default="1", comment="how often it was started"),
+    Column("worker_id", Uuid, nullable=False, comment="who started it last"),
+    Column("epoch", BigInteger, nullable=False, comment="the lease under which it was started last"),
+    Column("timeout", Interval, nullable=False, comment="of one call"),
+    Column("created_at", Moment, nullable=False, server_default=NOW, comment="when it was started first"),
+    Column("started_at", Moment, nullable=False, server_default=NOW, comment="when it was started last"),
+    Column("ended_at", Moment, comment="when its outcome was recorded"),
+    Column("result", JSON(none_as_null=True)),
+    Column("artifact_id", Uuid, comment="where the result is, if it is too large for a row"),
+    Column("error", JSON(none_as_null=True), comment="{type, message}"),
+    Column("settled_at", Moment, comment="when an operator decided what nobody could know"),
+    Column("settled_by", Uuid, comment="the API key of that operator"),
+    Column("note", Text, comment="what the operator said of it"),
+    Index("ix_tool_calls_session", "session_id", "created_at", "id"),
+    Index("ix_tool_calls_open", "tenant_id", "id", postgresql_where=text("status = 'unknown'")),
 )
 
 checkpoints = Table(

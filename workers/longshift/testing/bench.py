@@ -22,6 +22,7 @@ from longshift.events import Context, Event, fold
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus, new_id
 from longshift.place import running_step
+from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
 from longshift.testing.outside import Crashed, Outside
 from longshift.testing.world import Delta, World
@@ -74,23 +75,30 @@ class Result(Generic[O]):
         return cast(O, self.value)
 
 
-class Rehearsal(Execution):
-    """An execution whose steps are counted and may be faked."""
-
-    fakes: Mapping[Callable[..., Any] | str, Any]
-    calls: Counter[str]
-    outside: Outside
+class RehearsedSteps(Stepper):
+    """Steps that are counted and may be faked."""
 
     async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        rehearsal = self.execution
+        assert isinstance(rehearsal, Rehearsal)
         outermost = running_step()
         if outermost is not None and outermost.definition is step and not step.ours:
-            self.calls[step.name] += 1
-            if self.outside.refused:
-                self.outside.world.late.append(f"step {step.name}")
-        fake = self.fakes.get(step.function, self.fakes.get(step.name, step.function))
+            rehearsal.calls[step.name] += 1
+            if rehearsal.outside.refused:
+                rehearsal.outside.world.late.append(f"step {step.name}")
+        fake = rehearsal.fakes.get(step.function, rehearsal.fakes.get(step.name, step.function))
         if isinstance(fake, Exception):
             raise fake
         return await super().once(replace(step, function=fake), args, kwargs) if callable(fake) else fake
+
+
+class Rehearsal(Execution):
+    """An execution of which the steps are rehearsed."""
+
+    make_stepper = RehearsedSteps
+    fakes: Mapping[Callable[..., Any] | str, Any]
+    calls: Counter[str]
+    outside: Outside
 
 
 @dataclass(slots=True)
