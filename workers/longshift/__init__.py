@@ -15,9 +15,10 @@ What an agent's author needs is here; everything else has a module of its own::
 """
 
 from longshift.agent import Agent, agent, step
-from longshift.contract import Artifact, Passage
+from longshift.contract import Artifact, Passage, Verdict
 from longshift.errors import (
     ArtifactCorrupt,
+    ChildFailed,
     Conflict,
     InvalidInput,
     LongshiftError,
@@ -26,14 +27,17 @@ from longshift.errors import (
     StepTimeout,
     Unavailable,
     UsageError,
+    WaitTimeout,
 )
 from longshift.steps import Retry
-from longshift.turn import State, Turn, emit
+from longshift.turn import Child, State, Turn, emit
 
 __all__ = [
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
+    "Child",
+    "ChildFailed",
     "Conflict",
     "InvalidInput",
     "LongshiftError",
@@ -46,6 +50,8 @@ __all__ = [
     "Turn",
     "Unavailable",
     "UsageError",
+    "Verdict",
+    "WaitTimeout",
     "agent",
     "emit",
     "step",

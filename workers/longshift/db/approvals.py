@@ -7,7 +7,8 @@ row, and is woken like by mail.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from longshift.db.database import Database
 from longshift.errors import AlreadyAnswered, InvalidInput, NotFound
 from longshift.events import encode
-from longshift.model import ApprovalRecord, Json, Prefix, show_id
+from longshift.model import ApprovalRecord, Claim, Json, Prefix, show_id
 
 _COLUMNS = """a.id, a.tenant_id, a.session_id, a.turn_id, a.name, a.show, a.created_at, a.expires_at, a.answered_at, a.answer,
  a.answered_by, a.closed_at"""
@@ -46,6 +47,22 @@ s AS (
            ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() ELSE s.ready_at END
       FROM a WHERE s.id = a.session_id RETURNING s.id, s.queue)
 SELECT a.*, s.queue FROM a JOIN s ON s.id = a.session_id""")
+
+_HELD = """
+    SELECT id, tenant_id FROM sessions
+     WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker FOR NO KEY UPDATE"""
+ASK = text(f"""
+WITH s AS MATERIALIZED ({_HELD}),
+i AS (
+    INSERT INTO approvals (id, tenant_id, session_id, turn_id, name, show, expires_at)
+    SELECT :id, s.tenant_id, s.id, :turn, :name, CAST(:show AS json), :expires FROM s ON CONFLICT DO NOTHING)
+SELECT id FROM s""")
+CLOSE = text(f"""
+WITH s AS MATERIALIZED ({_HELD}),
+a AS (
+    UPDATE approvals a SET closed_at = clock_timestamp() FROM s
+     WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.session_id = s.id AND {_OPEN})
+SELECT id FROM s""")
 
 Rung = list[tuple[UUID, str]]
 
@@ -121,6 +138,30 @@ async def decide(
 ) -> Row[Any] | None:
     """Answer an approval of a session that the caller has locked; None: it was not open."""
     return (await tx.execute(ANSWER, {"id": approval_id, "answer": encode(decided), "by": by})).first()
+
+
+async def ask(
+    db: Database,
+    approval_id: UUID,
+    *,
+    claim: Claim,
+    turn_id: UUID,
+    name: str,
+    show: Json,
+    expires_at: datetime | None,
+) -> bool:
+    """Open an approval, unless it is there already; False: the lease is gone."""
+    params = {"id": approval_id, "turn": turn_id, "name": name, "show": encode(show), "expires": expires_at}
+    return bool(await db.fetch(ASK, params | _holder(claim)))
+
+
+async def close(db: Database, ids: Sequence[UUID], *, claim: Claim) -> bool:
+    """Nobody waits for an answer any more: whatever has none gets none. False: the lease is gone."""
+    return bool(await db.fetch(CLOSE, {"ids": list(ids)} | _holder(claim)))
+
+
+def _holder(claim: Claim) -> dict[str, Any]:
+    return {"session": claim.session_id, "epoch": claim.epoch, "worker": claim.worker_id}
 
 
 def _record(row: Row[Any]) -> ApprovalRecord:

@@ -17,19 +17,20 @@ Real processes are in ``longshift.testing.fleet`` (start, kill, pause, drain), a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from longshift.agent import Agent
 from longshift.clock import SYSTEM, Clock
+from longshift.contract import Verdict
 from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
 from longshift.testing.points import points_of
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
-from longshift.testing.world import Delta, Faults, Time, World
+from longshift.testing.world import Delta, Faults, Post, Time, World
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -46,6 +47,8 @@ def run(
     deliver_twice: bool = False,
     log: list[Event] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    signals: Mapping[str, Sequence[Json]] | None = None,
+    approve: Mapping[str, bool | Verdict] | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -55,7 +58,8 @@ def run(
     Args:
         agent: what ``@agent`` made.
         input: as the agent takes it, or the JSON that a client would send.
-        fake: for steps, by function or name: the result, an exception to raise, or a function to call instead.
+        fake: for steps, by function or name: the result, an exception to raise, or a function to call instead. The same for
+            children, by agent or name; an agent without a fake that is spawned runs, undisturbed, in a world of its own.
         crash_after: the worker dies when this many events of the turn have become durable, and another one goes on from
             the log. In one process: ``finally`` blocks run, but nothing durable can be done in them.
         crash_at: the same at a point by its name, such as ``"before step.completed charge"``: the effect has happened,
@@ -66,6 +70,8 @@ def run(
         deliver_twice: the wake-up comes again at each record and after the end; every copy is refused.
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
+        signals: payloads by the name of their signal, oldest first; all have come before the turn begins.
+        approve: the answer to each approval of this name, given when the turn has left its worker. Others are not answered.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
             stands still but for them.
@@ -86,6 +92,8 @@ def run(
             deliver_twice=deliver_twice,
             log=log,
             artifacts=artifacts,
+            signals=signals,
+            approve=approve,
             metadata=metadata,
             clock=clock,
             deadline=deadline,
@@ -104,6 +112,8 @@ async def arun(
     deliver_twice: bool = False,
     log: list[Event] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    signals: Mapping[str, Sequence[Json]] | None = None,
+    approve: Mapping[str, bool | Verdict] | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -123,7 +133,8 @@ async def arun(
         now=now,
         until=now + deadline,
     )
-    world = World(record, log, artifacts if artifacts is not None else {}, time, faults)
+    post = Post(signals or {}, approve or {})
+    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, post)
     return await rehearse(agent, world, fake=fake or {})
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.contract import Cause, NewChild
 from longshift.ending import end
-from longshift.errors import LeaseLost
+from longshift.errors import LeaseLost, UsageError
 from longshift.events import Context, Event, fold
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus, new_id
@@ -25,11 +28,11 @@ from longshift.place import running_step
 from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
 from longshift.testing.outside import Crashed, Outside
-from longshift.testing.world import Delta, World
+from longshift.testing.world import Delta, Post, Time, World
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
-Fakes = Mapping[Callable[..., Any] | str, Any]
+Fakes = Mapping[Callable[..., Any] | Agent[Any, Any] | str, Any]
 QUIET = 0.002  # seconds without a running step after which a sleep is skipped
 
 
@@ -49,6 +52,7 @@ class Result(Generic[O]):
             on a replay than it did before.
         refused: what the fence has refused, in its order: writes of a stale writer, and doubled wake-ups.
         late: what a stale writer did although it had been refused. Only an agent that catches ``BaseException`` can.
+        unread: payloads of the signals that nobody has consumed, by name.
     """
 
     status: TurnStatus
@@ -61,6 +65,7 @@ class Result(Generic[O]):
     unused: tuple[str, ...]
     refused: tuple[str, ...]
     late: tuple[str, ...]
+    unread: Mapping[str, Sequence[Json]]
     value: O | None
 
     @property
@@ -109,6 +114,15 @@ class Ending:
     unused: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How a turn waits that leaves its worker."""
+
+    until: datetime | None
+    stops_clock: bool
+    missing: Sequence[Cause]
+
+
 class Attempt:
     """One worker's try at the turn: from its claim until the agent ends, waits, or the worker dies or is refused."""
 
@@ -118,6 +132,7 @@ class Attempt:
         self._wake = asyncio.Event()
         self._stop = False  # the worker is dead or refused: nothing of what the agent does counts any more
         outside.on_crash = self._look_up
+        outside.run_child = bench.run_child
 
     def _look_up(self) -> None:
         self._stop = True
@@ -159,7 +174,7 @@ class Attempt:
 
         self.outside.on_lost = lost
         try:
-            until = await self._watch(task, execution)
+            waits = await self._watch(task, execution)
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
         finally:
             await unwind(task, execution)
@@ -167,22 +182,26 @@ class Attempt:
         if self._stop:
             return None
         if not ended:
-            assert until is not None
-            return await self._leave(until)
+            assert waits is not None
+            return await self._leave(waits)
         if task.cancelled() or task.exception() is not None:
             return failed("internal", "the agent gave no result")
         return task.result()
 
-    async def _watch(self, task: asyncio.Task[Outcome], execution: Rehearsal) -> datetime | None:
-        """Wait until the agent ends, its worker dies or every branch waits (the answer: until when)."""
-        quiet, time = False, self._world.time
+    async def _watch(self, task: asyncio.Task[Outcome], execution: Rehearsal) -> Left | None:
+        """Wait until the agent ends, its worker dies or every branch waits (the answer: for what)."""
+        quiet, time, post = False, self._world.time, self._world.post
         while not (self._stop or task.done()):
             if execution.waits.idle:
-                return execution.waits.until
+                waits = execution.waits
+                return Left(waits.until, waits.stops_clock, execution.awaiting.missing)
             due = time.next_due
-            if quiet and due is not None and not execution.busy:
-                time.jump(due)
-            quiet = await self._quiet(None if due is None else QUIET)
+            if quiet and not execution.busy:
+                if post.answer():
+                    await execution.awaiting.look()
+                elif due is not None:
+                    time.jump(due)
+            quiet = await self._quiet(None if due is None and not post.asked else QUIET)
             await self.outside.running()
         return None
 
@@ -195,13 +214,22 @@ class Attempt:
         self._wake.clear()
         return False
 
-    async def _leave(self, until: datetime) -> Outcome | None:
-        """The turn waits without a worker; the clock jumps to where it comes back."""
-        record = self._world.record
-        await self.outside.write(left(record, until=until))
-        self._world.time.jump(min(until, record.deadline))
-        if until >= record.deadline:
-            return stopped(TurnStatus.EXPIRED, "")
+    async def _leave(self, waits: Left) -> Outcome | None:
+        """The turn waits without a worker: until somebody answers, or the clock jumps to where it comes back."""
+        world, until = self._world, waits.until
+        record, time = world.record, world.time
+        await self.outside.write(left(record, waits=True, until=until))
+        if world.post.answer():
+            return None
+        if waits.stops_clock and until is not None:
+            world.record = replace(record, deadline=record.deadline + max(timedelta(0), until - time.clock.now()))
+        elif until is None or until >= record.deadline:
+            time.jump(record.deadline)
+            missing = ", ".join(f"{cause.kind} {cause.name or cause.id}".strip() for cause in waits.missing)
+            return stopped(
+                TurnStatus.EXPIRED, f"the deadline has passed, and nothing brought {missing}" if missing else ""
+            )
+        time.jump(until)
         return None
 
 
@@ -246,6 +274,50 @@ class Bench:
         self.world.check_fired()
         return self._result()
 
+    async def run_child(self, child: NewChild) -> Mapping[str, Json]:
+        """How a child ends, as wait.ended says it: by its fake, or by a run of its own, undisturbed."""
+        fake = self._fake_of(child.agent)
+        if fake is None and isinstance(child.definition, Agent):
+            return await self._rehearse(child, child.definition)
+        if fake is None:
+            raise UsageError(
+                f"nothing is known of child {child.agent!r} here: give fake={{{child.agent!r}: its output}}, or spawn the "
+                "agent itself instead of its name"
+            )
+        try:
+            output = fake[0](child.input) if callable(fake[0]) else fake[0]
+            output = await output if inspect.isawaitable(output) else output
+            if isinstance(output, Exception):
+                raise output
+        except Exception as error:  # noqa: BLE001 - as a worker records it
+            failure: Json = {"code": "agent_error", "message": str(error), "type": type(error).__name__}
+            return {"reason": "child", "status": TurnStatus.FAILED.value, "output": None, "error": failure}
+        known = child.definition.output if isinstance(child.definition, Agent) else TypeAdapter(Any)
+        written = json.loads(known.dump_json(output, by_alias=True))
+        return {"reason": "child", "status": TurnStatus.SUCCEEDED.value, "output": written, "error": None}
+
+    def _fake_of(self, name: str) -> tuple[Any] | None:
+        for key, fake in self.fakes.items():
+            if (key.name if isinstance(key, Agent) else key) == name:
+                return (fake,)
+        return None
+
+    async def _rehearse(self, child: NewChild, agent: Agent[Any, Any]) -> Mapping[str, Json]:
+        here = self.world
+        record = new_record(
+            agent,
+            child.input,
+            session_id=child.session_id,
+            metadata=child.metadata,
+            now=here.time.clock.now(),
+            until=child.deadline,
+        )
+        record = replace(record, id=child.id, root_turn_id=child.id, parent_turn_id=here.record.id)
+        world = World(record, [], here.artifacts, Time(here.time.clock), post=Post(approve=here.post.approve))
+        result = await rehearse(agent, world, fake=self.fakes)
+        output = json.loads(agent.output.dump_json(result.value, by_alias=True)) if result.error is None else None
+        return {"reason": "child", "status": result.status.value, "output": output, "error": result.error}
+
     def _result(self) -> Result[Any]:
         world = self.world
         ending = self.endings[world.log[-1].id]
@@ -262,6 +334,7 @@ class Bench:
             unused=ending.unused,
             refused=tuple(world.refused),
             late=tuple(world.late),
+            unread=world.post.unread,
             value=value,
         )
 
