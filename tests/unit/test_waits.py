@@ -328,7 +328,7 @@ def test_an_approval_that_lost_a_race_is_closed() -> None:
 async def everything(turn: Turn, topic: str) -> list[Any]:
     first = await turn.wait_for("first", timeout=DAY)
     kin = [await turn.spawn(child, n) for n in (1, 2)]
-    verdict, news, stars = await turn.gather(  # type: ignore[call-overload]
+    verdict, news, stars = await turn.gather(
         turn.approval("publish", show=topic, timeout=DAY), turn.wait_for("news"), turn.gather(*kin)
     )
     won = await turn.race(turn.wait_for("more"), turn.wait_for("never"), turn.sleep(DAY))
