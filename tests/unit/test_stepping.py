@@ -115,7 +115,7 @@ def test_a_crash_gives_a_step_no_further_try_once_the_pause_is_recorded(point: s
 
 
 def test_short_pauses_stay_on_the_worker() -> None:
-    @step(retry=Retry(attempts=3, first=timedelta(seconds=4)))
+    @step(retry=Retry(attempts=3, first=timedelta(seconds=4), longest=timedelta(seconds=4)))
     async def unlucky() -> None:
         raise OSError("again")
 
