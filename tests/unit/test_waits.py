@@ -359,3 +359,41 @@ def test_every_crash_leaves_the_same_signals() -> None:
         result = run(everything, "wombats", crash_at=point, **OTHERS)
         assert (result.output, result.unread) == (undisturbed.output, {"more": ["left"]}), point
         assert result.late == (), point
+
+
+# ------------------------------------------------------------------------------------------------------------- retries
+
+
+def test_a_retry_keeps_what_came_and_waits_again_for_what_did_not() -> None:
+    @agent("strict")
+    async def strict(turn: Turn, _: None) -> list[Any]:
+        got = await turn.wait_for("a")
+        verdict = await turn.approval("publish", timeout=DAY)
+        if verdict.timed_out:
+            raise ValueError("nobody answered")
+        return [got, verdict.granted, await turn.wait_for("b", timeout=DAY)]
+
+    log: list[Any] = []
+    unanswered = run(strict, None, log=log, signals={"a": [1]})
+    unsignalled = run(strict, None, log=log, retry=unanswered, approve={"publish": True})
+    result = run(strict, None, log=log, retry=unsignalled, signals={"a": ["not again"], "b": [2]})
+
+    assert (unanswered.status, unsignalled.status) == (TurnStatus.FAILED, TurnStatus.FAILED)
+    assert (result.output, result.unread) == ([1, True, 2], {"a": ["not again"]})
+
+
+def test_a_retry_does_not_wait_again_where_the_agent_went_on_without() -> None:
+    @agent("patient")
+    async def patient(turn: Turn, _: None) -> str:
+        try:
+            return str(await turn.wait_for("a", timeout=DAY))
+        except WaitTimeout:
+            await note("gone on")
+        await turn.wait_for("b", timeout=DAY)
+        return "ended without a"
+
+    log: list[Any] = []
+    failed = run(patient, None, log=log)
+    result = run(patient, None, log=log, retry=failed, signals={"a": [1], "b": [2]})
+
+    assert (result.output, result.unread) == ("ended without a", {"a": [1]})

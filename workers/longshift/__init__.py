@@ -22,15 +22,18 @@ from longshift.errors import (
     Conflict,
     InvalidInput,
     LongshiftError,
+    NotDone,
     NotFound,
+    OutcomeUnknown,
     StepFailed,
     StepTimeout,
+    ToolDenied,
     Unavailable,
     UsageError,
     WaitTimeout,
 )
 from longshift.steps import Retry
-from longshift.turn import Child, State, Turn, emit
+from longshift.turn import Child, State, Turn, cancelled, emit
 
 __all__ = [
     "Agent",
@@ -41,18 +44,22 @@ __all__ = [
     "Conflict",
     "InvalidInput",
     "LongshiftError",
+    "NotDone",
     "NotFound",
+    "OutcomeUnknown",
     "Passage",
     "Retry",
     "State",
     "StepFailed",
     "StepTimeout",
+    "ToolDenied",
     "Turn",
     "Unavailable",
     "UsageError",
     "Verdict",
     "WaitTimeout",
     "agent",
+    "cancelled",
     "emit",
     "step",
 ]

@@ -277,7 +277,10 @@ async def test_the_end_of_a_child_wakes_its_parent_once(stage: Stage, by: str) -
     claim, parent = await stage.running()
     session, turn = await spawned(stage, claim, parent)
     await log.leave(stage.db, [leave(claim, parent, seq=2, seen=claim.mail_seq)])
-    tell = (lambda: children.tell(stage.db, [turn])) if by == "worker" else (lambda: children.tell_oldest(stage.db))
+
+    async def tell() -> children.Rung:
+        return await (children.tell(stage.db, [turn]) if by == "worker" else children.tell_oldest(stage.db))
+
     assert await tell() == [], "it has not ended"
     await ended(stage, session, turn)
 

@@ -26,7 +26,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.contract import Verdict
 from longshift.events import Event
 from longshift.model import Json, new_id
-from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
+from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
 from longshift.testing.points import points_of
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
@@ -46,6 +46,7 @@ def run(
     pause_at: str | None = None,
     deliver_twice: bool = False,
     log: list[Event] | None = None,
+    retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     signals: Mapping[str, Sequence[Json]] | None = None,
     approve: Mapping[str, bool | Verdict] | None = None,
@@ -69,6 +70,7 @@ def run(
             ``result.refused`` has what it tried. In one process: what runs in a step when it stops runs on to its end.
         deliver_twice: the wake-up comes again at each record and after the end; every copy is refused.
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
+        retry: an earlier turn of this ``log`` that ended without success: go on from what it has recorded.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
         signals: payloads by the name of their signal, oldest first; all have come before the turn begins.
         approve: the answer to each approval of this name, given when the turn has left its worker. Others are not answered.
@@ -91,6 +93,7 @@ def run(
             pause_at=pause_at,
             deliver_twice=deliver_twice,
             log=log,
+            retry=retry,
             artifacts=artifacts,
             signals=signals,
             approve=approve,
@@ -111,6 +114,7 @@ async def arun(
     pause_at: str | None = None,
     deliver_twice: bool = False,
     log: list[Event] | None = None,
+    retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     signals: Mapping[str, Sequence[Json]] | None = None,
     approve: Mapping[str, bool | Verdict] | None = None,
@@ -133,6 +137,8 @@ async def arun(
         now=now,
         until=now + deadline,
     )
+    if retry is not None:
+        record = retried(record, retry, log)
     post = Post(signals or {}, approve or {})
     world = World(record, log, artifacts if artifacts is not None else {}, time, faults, post)
     return await rehearse(agent, world, fake=fake or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
-from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
-from longshift.contract import Cause, NewChild
+from longshift.contract import Cause
 from longshift.ending import end
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Context, Event, fold
@@ -27,8 +25,9 @@ from longshift.model import Json, TurnRecord, TurnStatus, new_id
 from longshift.place import running_step
 from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
+from longshift.testing.children import Children
 from longshift.testing.outside import Crashed, Outside
-from longshift.testing.world import Delta, Post, Time, World
+from longshift.testing.world import Delta, World, chain_of
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -132,7 +131,7 @@ class Attempt:
         self._wake = asyncio.Event()
         self._stop = False  # the worker is dead or refused: nothing of what the agent does counts any more
         outside.on_crash = self._look_up
-        outside.run_child = bench.run_child
+        outside.run_child = bench.children.run
 
     def _look_up(self) -> None:
         self._stop = True
@@ -145,7 +144,9 @@ class Attempt:
         now = outside.clock.now()
         try:
             await outside.write(begun(record, self._bench.agent, now=now))
-            recorded = world.events if record.attempts else []  # whoever was stopped meanwhile sees what came since
+            recorded = world.earlier  # that of turns before it that it retries
+            if record.attempts:
+                recorded = [*recorded, *world.events]  # whoever was stopped meanwhile sees what came since
             before = fold(world.log[: world.first], start=Context())
             execution = resumed(record, recorded, before=before, port=outside, now=now, make=Rehearsal)
             assert isinstance(execution, Rehearsal)
@@ -247,6 +248,7 @@ class Bench:
     ) -> None:
         self.agent, self.world, self.fakes, self.threads = agent, world, fakes, threads
         self.calls: Counter[str] = Counter()
+        self.children = Children(world, fakes=fakes, rehearse=_rehearsed)
         self.endings: dict[UUID, Ending] = {}  # by the id of the event that was to record it
         self._steps = steps
 
@@ -273,50 +275,6 @@ class Bench:
         self.world.deliver_again()
         self.world.check_fired()
         return self._result()
-
-    async def run_child(self, child: NewChild) -> Mapping[str, Json]:
-        """How a child ends, as wait.ended says it: by its fake, or by a run of its own, undisturbed."""
-        fake = self._fake_of(child.agent)
-        if fake is None and isinstance(child.definition, Agent):
-            return await self._rehearse(child, child.definition)
-        if fake is None:
-            raise UsageError(
-                f"nothing is known of child {child.agent!r} here: give fake={{{child.agent!r}: its output}}, or spawn the "
-                "agent itself instead of its name"
-            )
-        try:
-            output = fake[0](child.input) if callable(fake[0]) else fake[0]
-            output = await output if inspect.isawaitable(output) else output
-            if isinstance(output, Exception):
-                raise output
-        except Exception as error:  # noqa: BLE001 - as a worker records it
-            failure: Json = {"code": "agent_error", "message": str(error), "type": type(error).__name__}
-            return {"reason": "child", "status": TurnStatus.FAILED.value, "output": None, "error": failure}
-        known = child.definition.output if isinstance(child.definition, Agent) else TypeAdapter(Any)
-        written = json.loads(known.dump_json(output, by_alias=True))
-        return {"reason": "child", "status": TurnStatus.SUCCEEDED.value, "output": written, "error": None}
-
-    def _fake_of(self, name: str) -> tuple[Any] | None:
-        for key, fake in self.fakes.items():
-            if (key.name if isinstance(key, Agent) else key) == name:
-                return (fake,)
-        return None
-
-    async def _rehearse(self, child: NewChild, agent: Agent[Any, Any]) -> Mapping[str, Json]:
-        here = self.world
-        record = new_record(
-            agent,
-            child.input,
-            session_id=child.session_id,
-            metadata=child.metadata,
-            now=here.time.clock.now(),
-            until=child.deadline,
-        )
-        record = replace(record, id=child.id, root_turn_id=child.id, parent_turn_id=here.record.id)
-        world = World(record, [], here.artifacts, Time(here.time.clock), post=Post(approve=here.post.approve))
-        result = await rehearse(agent, world, fake=self.fakes)
-        output = json.loads(agent.output.dump_json(result.value, by_alias=True)) if result.error is None else None
-        return {"reason": "child", "status": result.status.value, "output": output, "error": result.error}
 
     def _result(self) -> Result[Any]:
         world = self.world
@@ -357,6 +315,13 @@ async def rehearse(agent: Agent[I, O], world: World, *, fake: Fakes) -> Result[O
         return await Bench(agent, world, fakes=named(fake), steps=steps, threads=threads).run()
 
 
+async def _rehearsed(agent: Agent[Any, Any], world: World, fakes: Fakes) -> Mapping[str, Json]:
+    """How a child of its own world ends, as wait.ended says it."""
+    result = await rehearse(agent, world, fake=fakes)
+    output = json.loads(agent.output.dump_json(result.value, by_alias=True)) if result.error is None else None
+    return {"reason": "child", "status": result.status.value, "output": output, "error": result.error}
+
+
 def named(fakes: Fakes) -> dict[Callable[..., Any] | str, Any]:
     """Decorated functions as the functions they decorate, which is how an execution knows them."""
     return {getattr(getattr(key, "__longshift_step__", None), "function", key): fake for key, fake in fakes.items()}
@@ -368,6 +333,19 @@ def as_sent(agent: Agent[Any, Any], value: Json) -> Json:
         return json.loads(agent.input.dump_json(value, by_alias=True, warnings="error"))
     except PydanticSerializationError:
         return to_jsonable_python(value)
+
+
+def retried(record: TurnRecord, result: Result[Any], log: Sequence[Event]) -> TurnRecord:
+    """``record`` as that of a turn which goes on where the one of ``result`` ended.
+
+    Raises:
+        UsageError: that one succeeded, or is not in this log.
+    """
+    first = result.events[0]
+    if result.status is TurnStatus.SUCCEEDED or first not in log:
+        why = "has succeeded" if result.status is TurnStatus.SUCCEEDED else "is not in the log that was given"
+        raise UsageError(f"this turn cannot be retried: it {why}")
+    return replace(record, retry_of=first.turn_id, root_turn_id=chain_of(log, first.turn_id)[0])
 
 
 def new_record(
