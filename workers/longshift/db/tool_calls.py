@@ -24,7 +24,19 @@ from sqlalchemy import Row, text
 from longshift.db.database import Database
 from longshift.errors import Conflict, NotFound
 from longshift.events import encode
-from longshift.model import CallStatus, Claim, Dedupe, Effect, Json, Prefix, Settlement, ToolCallRecord, show_id
+from longshift.model import (
+    CallOutcome,
+    CallStatus,
+    Claim,
+    Dedupe,
+    Effect,
+    Json,
+    NewCall,
+    Prefix,
+    Settlement,
+    ToolCallRecord,
+    show_id,
+)
 
 _COLUMNS = ", ".join(f"c.{name}" for name in ToolCallRecord.__dataclass_fields__)
 
@@ -68,15 +80,15 @@ u AS (
      WHERE c.id = k.id
        AND (c.status = 'failed' OR (c.status IN ('started', 'unknown') AND c.epoch = r.over)
          OR (c.status = 'started' AND (c.effect <> 'irreversible' OR (c.epoch = r.epoch AND c.worker_id = r.worker_id))))
-    RETURNING c.id, c.epoch),
+    RETURNING c.id, c.epoch, c.attempts),
 i AS (
     INSERT INTO tool_calls (id, tenant_id, session_id, turn_id, tool, effect, dedupe, place, input, status, worker_id, epoch,
                             timeout)
     SELECT r.id, r.tenant_id, r.session_id, r.turn_id, r.tool, r.effect, r.dedupe, r.place, CAST(r.input AS json), 'started',
            r.worker_id, r.epoch, r.timeout
       FROM r JOIN l ON r.session_id = l.id AND r.epoch = l.epoch ORDER BY r.session_id, r.id
-    ON CONFLICT DO NOTHING RETURNING id, epoch)
-SELECT r.id, r.epoch, l.id IS NOT NULL AS held, u.id IS NOT NULL OR i.id IS NOT NULL AS begun
+    ON CONFLICT DO NOTHING RETURNING id, epoch, attempts)
+SELECT r.id, r.epoch, l.id IS NOT NULL AS held, coalesce(u.attempts, i.attempts, 0) AS attempts
   FROM r LEFT JOIN l ON l.id = r.session_id AND l.epoch = r.epoch
          LEFT JOIN u ON u.id = r.id AND u.epoch = r.epoch LEFT JOIN i ON i.id = r.id AND i.epoch = r.epoch""")
 
@@ -144,64 +156,65 @@ _SETTLED_AS = {
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A call that is about to be made, by the holder of ``claim``.
+    """A call that the holder of ``claim`` is about to make.
 
     ``over``: the epoch of an earlier start, of which it is proven that it comes to nothing any more.
     """
 
     claim: Claim
-    id: UUID
-    turn_id: UUID
-    tool: str
-    effect: Effect
-    dedupe: Dedupe
-    place: str
-    input: str  # JSON text
-    timeout: timedelta
+    call: NewCall
     over: int | None = None
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        return self.call.id, self.claim.epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a call ended: DONE with its result (JSON text, or an artifact), FAILED or UNKNOWN with its error (JSON text)."""
+    """How a call ended that was started under ``epoch`` (default: that of ``claim``)."""
 
-    start: Start
-    status: CallStatus
-    result: str | None = None
-    artifact_id: UUID | None = None
-    error: str | None = None
+    claim: Claim
+    call: NewCall
+    outcome: CallOutcome
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What came of a start. Not ``held``: the session's row was locked, or the lease is gone. ``standing``: the call did not
-    begin, because of what the ledger has of it."""
+    """What came of a start.
+
+    Not ``held``: the session's row was locked, or the lease is gone. ``attempts``: so often it was started by now; 0: it was
+    not, because of what is ``standing`` in the ledger.
+    """
 
     held: bool
+    attempts: int = 0
     standing: ToolCallRecord | None = None
 
 
 async def begin(db: Database, starts: Sequence[Start]) -> dict[tuple[UUID, int], Begun]:
-    """Start calls; each by the call's id and the epoch of the lease. No two of them may have both in common."""
-    starts = sorted(starts, key=lambda start: (start.claim.session_id, start.id))
-    rows = await db.fetch(BEGIN, _columns(starts) | {"over": [start.over for start in starts]})
+    """Start calls; the answers by ``Start.key``, which no two of them may have in common."""
+    starts = sorted(starts, key=lambda start: (start.claim.session_id, start.call.id))
+    columns = _columns([(start.claim, start.call) for start in starts])
+    rows = await db.fetch(BEGIN, columns | {"over": [start.over for start in starts]})
     # in a statement of its own: the snapshot of the one before may be older than what kept a call from beginning
-    known = await standing(db, [row.id for row in rows if row.held and not row.begun])
-    return {(row.id, row.epoch): Begun(row.held, None if row.begun else known.get(row.id)) for row in rows}
+    known = await standing(db, [row.id for row in rows if row.held and not row.attempts])
+    return {(row.id, row.epoch): Begun(row.held, row.attempts, known.get(row.id)) for row in rows}
 
 
 async def end(db: Database, endings: Sequence[Ending]) -> dict[UUID, ToolCallRecord]:
-    """Record outcomes, whoever has the lease by now. Returns those calls of which another outcome stands."""
-    endings = sorted(endings, key=lambda ending: (ending.start.claim.session_id, ending.start.id))
-    columns: dict[str, list[Any]] = {
-        "status": [ending.status.value for ending in endings],
-        "result": [ending.result for ending in endings],
-        "artifact": [ending.artifact_id for ending in endings],
-        "error": [ending.error for ending in endings],
+    """Record outcomes, whoever has the lease by now. Returns those calls of which something else stands."""
+    endings = sorted(endings, key=lambda ending: (ending.claim.session_id, ending.call.id))
+    columns = _columns([(ending.claim, ending.call) for ending in endings]) | {
+        "status": [ending.outcome.status.value for ending in endings],
+        "result": [ending.outcome.result for ending in endings],
+        "artifact": [ending.outcome.artifact_id for ending in endings],
+        "error": [ending.outcome.error for ending in endings],
+        "epoch": [ending.claim.epoch if ending.epoch is None else ending.epoch for ending in endings],
     }
-    rows = await db.fetch(END, _columns([ending.start for ending in endings]) | columns)
-    recorded = {row.id for row in rows}
-    return await standing(db, [ending.start.id for ending in endings if ending.start.id not in recorded])
+    recorded = {row.id for row in await db.fetch(END, columns)}
+    return await standing(db, [ending.call.id for ending in endings if ending.call.id not in recorded])
 
 
 async def standing(db: Database, calls: Collection[UUID]) -> dict[UUID, ToolCallRecord]:
@@ -303,21 +316,21 @@ def _why_not(call: ToolCallRecord) -> str:
     return f"tool call {name} is not in doubt: it is {call.status}"
 
 
-def _columns(starts: Sequence[Start]) -> dict[str, list[Any]]:
+def _columns(calls: Sequence[tuple[Claim, NewCall]]) -> dict[str, list[Any]]:
     """The calls as parallel columns."""
     return {
-        "id": [start.id for start in starts],
-        "tenant": [start.claim.tenant_id for start in starts],
-        "session": [start.claim.session_id for start in starts],
-        "turn": [start.turn_id for start in starts],
-        "tool": [start.tool for start in starts],
-        "effect": [start.effect.value for start in starts],
-        "dedupe": [start.dedupe.value for start in starts],
-        "place": [start.place for start in starts],
-        "input": [start.input for start in starts],
-        "worker": [start.claim.worker_id for start in starts],
-        "epoch": [start.claim.epoch for start in starts],
-        "timeout": [start.timeout for start in starts],
+        "id": [call.id for _, call in calls],
+        "tenant": [claim.tenant_id for claim, _ in calls],
+        "session": [claim.session_id for claim, _ in calls],
+        "turn": [call.turn_id for _, call in calls],
+        "tool": [call.tool for _, call in calls],
+        "effect": [call.effect.value for _, call in calls],
+        "dedupe": [call.dedupe.value for _, call in calls],
+        "place": [call.place for _, call in calls],
+        "input": [call.input for _, call in calls],
+        "worker": [claim.worker_id for claim, _ in calls],
+        "epoch": [claim.epoch for claim, _ in calls],
+        "timeout": [call.timeout for _, call in calls],
     }
 
 
