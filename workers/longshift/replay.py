@@ -220,6 +220,19 @@ def to_json(value: Any) -> Json:
         return by_type(value)
 
 
+def exact_json(value: Any) -> Json:
+    """``value`` as JSON has it.
+
+    Raises:
+        TypeError, ValueError: some of it cannot be written as JSON.
+    """
+
+    def refuse(other: Any) -> Any:
+        raise TypeError(f"a {type(other).__qualname__} is no data")
+
+    return to_jsonable_python(_ordered(value), fallback=refuse, inf_nan_mode="strings", bytes_mode="base64")
+
+
 def _ordered(value: Any) -> Any:
     """``value`` with its sets as sorted lists: their own order changes from process to process."""
     match value:

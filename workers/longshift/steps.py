@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError
 from longshift.errors import UsageError
 from longshift.events import storable_json
 from longshift.replay import check_name, digest_of
+from longshift.tooling import ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class StepDefinition:
     retry: Retry = ONCE
     timeout: timedelta | None = None
     ours: bool = False  # one of the library's own, whose names begin with "$"
+    tool: ToolSpec | None = None  # its calls stand in the ledger
     signature: inspect.Signature = field(init=False)
     is_async: bool = field(init=False)
     _adapter: list[TypeAdapter[Any]] = field(init=False, default_factory=list)
@@ -74,9 +76,13 @@ class StepDefinition:
 
     def digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Digest of the arguments, the same whether they were given by place or by name."""
+        return digest_of(self.name, self.arguments(args, kwargs))
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments by name, defaults included."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return digest_of(self.name, bound.arguments)
+        return bound.arguments
 
     def encode(self, value: Any) -> str:
         """The result as JSON text.

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -95,10 +96,7 @@ class Turn:
             StepFailed: it raised.
         """
         definition = getattr(function, "__longshift_step__", None)
-        if definition is None:
-            definition = StepDefinition(name, function)
-        else:
-            definition = StepDefinition(name, definition.function, definition.retry, definition.timeout)
+        definition = StepDefinition(name, function) if definition is None else replace(definition, name=name)
         return await self._execution.perform(definition, args, kwargs)
 
     async def gather(self, *branches: Awaitable[T]) -> list[T]:
