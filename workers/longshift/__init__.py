@@ -18,6 +18,7 @@ from longshift.agent import Agent, agent, step
 from longshift.contract import Artifact, Passage
 from longshift.errors import (
     ArtifactCorrupt,
+    ChildFailed,
     Conflict,
     InvalidInput,
     LongshiftError,
@@ -29,16 +30,18 @@ from longshift.errors import (
     ToolDenied,
     Unavailable,
     UsageError,
+    WaitTimeout,
 )
 from longshift.steps import Retry
 from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
-from longshift.turn import State, Turn, emit
+from longshift.turn import State, Turn, cancelled, emit
 
 __all__ = [
     "Absent",
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
+    "ChildFailed",
     "Conflict",
     "Done",
     "InvalidInput",
@@ -58,7 +61,9 @@ __all__ = [
     "Unavailable",
     "Unknown",
     "UsageError",
+    "WaitTimeout",
     "agent",
+    "cancelled",
     "emit",
     "step",
     "tool",

@@ -178,7 +178,7 @@ def visible(function: Callable[..., Any]) -> Callable[..., Any]:
         if hidden is not None:
             given[hidden] = now.call
         ordered = {name: given[name] for name in whole.parameters if name in given}
-        return inspect.BoundArguments(whole, ordered)  # type: ignore[arg-type]  # any mapping that keeps its order will do
+        return inspect.BoundArguments(whole, ordered)
 
     if inspect.iscoroutinefunction(function):
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property, update_wrapper
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints, overload
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -62,15 +62,15 @@ class Tool(Generic[P, R]):
         definition, execution = self.__longshift_step__, current()
         if execution is None or running_step() is not None:
             call = self._as_function_async if definition.is_async else self._as_function
-            return call(args, kwargs)  # type: ignore[return-value]
+            return cast(R, call(args, kwargs))
         if definition.is_async:
-            return execution.perform(definition, args, kwargs)  # type: ignore[return-value]
+            return cast(R, execution.perform(definition, args, kwargs))
         if execution.in_loop:
             raise UsageError(
                 f"tool {self.name!r} is not async and would block the event loop: write `await "
                 f"turn.step({definition.name!r}, {self._original.__name__}, ...)`, or make it `async def`"
             )
-        return execution.from_thread(execution.perform(definition, args, kwargs))  # type: ignore[return-value]
+        return cast(R, execution.from_thread(execution.perform(definition, args, kwargs)))
 
     @cached_property
     def schema(self) -> dict[str, Json]:
@@ -164,7 +164,7 @@ class Tool(Generic[P, R]):
             ]
             collect.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
             collect.__annotations__ = {each.name: each.annotation for each in shown}
-            return TypeAdapter(collect)
+            return TypeAdapter(cast(Any, collect))
         except (NameError, PydanticUserError, PydanticSchemaGenerationError) as error:
             raise UsageError(
                 f"tool {self.name!r}: {' '.join(str(error).split())}; a model can call it only if its parameters have types "
