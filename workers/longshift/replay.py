@@ -136,6 +136,7 @@ class Replay:
         latest: dict[str, Recorded] = {}
         self.diverged: set[str] = set()
         self.retrying: dict[str, tuple[int, datetime]] = {}  # by key: tries so far, and when the next one is due
+        self.called: dict[str, str] = {}  # by key: the irreversible call that was started there last
         self.newest = 0  # seq of the newest event
         for event in events:
             self.newest = event.seq
@@ -145,6 +146,8 @@ class Replay:
                 latest[event.key] = Recorded(event.key, event.kind, event.payload, event.seq)
             elif event.kind == Kind.STEP_RETRYING:
                 self.retrying[event.key] = event.payload["attempt"], datetime.fromisoformat(event.payload["until"])
+            elif event.kind == Kind.TOOL_STARTED:
+                self.called[event.key] = event.payload["call"]
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
         self._recorded = frozenset(latest)

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from longshift.errors import UsageError
+from longshift.errors import OutcomeUnknown, ToolDenied, UsageError
 from longshift.events import storable_json
 from longshift.replay import check_name, digest_of
 from longshift.tooling import ToolSpec
@@ -41,7 +41,8 @@ class Retry:
             raise UsageError(f"Retry(attempts={self.attempts}): a step is tried at least once")
 
     def again(self, error: Exception, *, attempt: int) -> bool:
-        return attempt < self.attempts and isinstance(error, self.on) and not isinstance(error, UsageError)
+        final = isinstance(error, UsageError | OutcomeUnknown | ToolDenied)
+        return attempt < self.attempts and isinstance(error, self.on) and not final
 
     def pause(
         self, attempt: int, *, random: Random, error: Exception | None = None, now: datetime | None = None

@@ -26,7 +26,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
-from longshift.testing.points import points_of
+from longshift.testing.ledger import Ledger
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Time, World
@@ -46,6 +46,7 @@ def run(
     deliver_twice: bool = False,
     log: list[Event] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -66,6 +67,7 @@ def run(
         deliver_twice: the wake-up comes again at each record and after the end; every copy is refused.
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
+        ledger: of tool calls, from earlier runs of the session. Default: a new one.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
             stands still but for them.
@@ -86,6 +88,7 @@ def run(
             deliver_twice=deliver_twice,
             log=log,
             artifacts=artifacts,
+            ledger=ledger,
             metadata=metadata,
             clock=clock,
             deadline=deadline,
@@ -104,6 +107,7 @@ async def arun(
     deliver_twice: bool = False,
     log: list[Event] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -123,7 +127,7 @@ async def arun(
         now=now,
         until=now + deadline,
     )
-    world = World(record, log, artifacts if artifacts is not None else {}, time, faults)
+    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, ledger)
     return await rehearse(agent, world, fake=fake or {})
 
 
@@ -133,13 +137,14 @@ def crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> range: 
 
 
 def named_crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> list[str]:  # noqa: A002
-    """Every value of ``crash_at`` and ``pause_at``: before and after each event of an undisturbed run, in its order."""
-    return points_of(run(agent, input, **options).events)
+    """Every value of ``crash_at`` and ``pause_at``: before and after each record of an undisturbed run, in its order."""
+    return list(run(agent, input, **options).points)
 
 
 __all__ = [
     "Delta",
     "Effects",
+    "Ledger",
     "Report",
     "Result",
     "Scenario",

@@ -14,6 +14,9 @@ from longshift.testing.bench import Result
 from longshift.testing.points import names_of
 from longshift.testing.world import Fault
 
+REPEATED = (Kind.TURN_DIVERGED, Kind.TOOL_STARTED, Kind.STEP_RETRYING)
+"""Kinds of events of which one step may have several."""
+
 
 class Breach(StrEnum):
     """A way to break a promise."""
@@ -151,7 +154,7 @@ def _records(result: Result[Any]) -> list[Violation]:
     names = Counter(
         name
         for event, name in zip(result.events, names_of(result.events), strict=True)
-        if event.key is not None and event.kind != Kind.TURN_DIVERGED
+        if event.key is not None and event.kind not in REPEATED
     )
     return [
         *(Violation(Breach.TWICE, name) for name, count in names.items() if count > 1),
