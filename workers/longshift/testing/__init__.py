@@ -25,7 +25,7 @@ from longshift.agent import Agent
 from longshift.clock import SYSTEM, Clock
 from longshift.events import Event
 from longshift.model import Json, new_id
-from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
+from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
 from longshift.testing.ledger import Ledger
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
@@ -45,6 +45,7 @@ def run(
     pause_at: str | None = None,
     deliver_twice: bool = False,
     log: list[Event] | None = None,
+    retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -66,6 +67,7 @@ def run(
             ``result.refused`` has what it tried. In one process: what runs in a step when it stops runs on to its end.
         deliver_twice: the wake-up comes again at each record and after the end; every copy is refused.
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
+        retry: an earlier turn of this ``log`` that ended without success: go on from what it has recorded.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
         ledger: of tool calls, from earlier runs of the session. Default: a new one.
         metadata: of the turn.
@@ -87,6 +89,7 @@ def run(
             pause_at=pause_at,
             deliver_twice=deliver_twice,
             log=log,
+            retry=retry,
             artifacts=artifacts,
             ledger=ledger,
             metadata=metadata,
@@ -106,6 +109,7 @@ async def arun(
     pause_at: str | None = None,
     deliver_twice: bool = False,
     log: list[Event] | None = None,
+    retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -127,6 +131,8 @@ async def arun(
         now=now,
         until=now + deadline,
     )
+    if retry is not None:
+        record = retried(record, retry, log)
     world = World(record, log, artifacts if artifacts is not None else {}, time, faults, ledger)
     return await rehearse(agent, world, fake=fake or {})
 
