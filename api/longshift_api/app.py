@@ -25,7 +25,8 @@ from longshift_api import agents, artifacts, batches, events, health, problems, 
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
-from longshift_api.schemas import BatchLine, Problem
+from longshift_api.schemas import Problem
+from longshift_api.sent import BatchLine
 
 logger = logging.getLogger(__name__)
 

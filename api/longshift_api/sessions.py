@@ -10,7 +10,8 @@ from longshift_api.deps import Caller, EdgeDep, Promise, in_path
 from longshift_api.pages import Cursor, Limit, cut, only, read_cursor, reply
 from longshift_api.problems import documented
 from longshift_api.replies import IDEMPOTENCY_KEY, REPLAYED, made
-from longshift_api.schemas import SESSION_ID, SessionBody, SessionPage, SessionView, SignalBody, SignalView
+from longshift_api.schemas import SESSION_ID, SessionPage, SessionView, SignalView
+from longshift_api.sent import SessionBody, SignalBody
 
 router = deps.router("sessions")
 

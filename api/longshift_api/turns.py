@@ -17,7 +17,8 @@ from longshift_api.deps import Caller, Edge, EdgeDep, Promise, in_path
 from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
 from longshift_api.problems import documented
 from longshift_api.replies import REPLAYED, etag, made, matches, retry_after
-from longshift_api.schemas import TURN_ID, CancelBody, TurnBody, TurnPage, TurnView
+from longshift_api.schemas import TURN_ID, TurnPage, TurnView
+from longshift_api.sent import CancelBody, TurnBody
 from longshift_api.waiting import change_of, wanted_wait
 
 router = deps.router("turns")
