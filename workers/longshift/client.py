@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Self, TypeVar
 
 import httpx
 
+from longshift.answers import AgentInfo, ArtifactInfo, BatchInfo, EventInfo, SessionInfo, TurnInfo
 from longshift.clock import SYSTEM, Clock
 from longshift.errors import InvalidInput, Unavailable
 from longshift.model import TERMINAL, Json, OnBusy, Prefix, new_id, parse_id
-from longshift.transport import PATIENCE, Frame, Transport, lines, pause, written
+from longshift.transport import CHUNK, PATIENCE, Frame, Transport, file_chunks, line_chunks, lines, pause, streamed
 
 __all__ = ["AgentInfo", "ArtifactInfo", "BatchInfo", "Client", "EventInfo", "Frame", "SessionInfo", "TurnInfo"]
 
@@ -37,7 +38,6 @@ T = TypeVar("T")
 TIMEOUT = timedelta(seconds=30)
 HOLD = 30.0
 """Seconds for which the API is asked to hold an answer."""
-CHUNK = 64 * 1024
 
 _PLACES: Mapping[Prefix, str] = {
     Prefix.TURN: "turns",
@@ -45,76 +45,6 @@ _PLACES: Mapping[Prefix, str] = {
     Prefix.BATCH: "batches",
     Prefix.ARTIFACT: "artifacts",
 }
-
-
-class AgentInfo(TypedDict):
-    name: str
-    version: str
-    queue: str
-    description: str
-    input_schema: dict[str, Any]
-    output_schema: dict[str, Any]
-
-
-class SessionInfo(TypedDict):
-    id: str
-    status: str  # idle, busy
-    open_turns: int
-    turns: int
-    last_seq: int
-    metadata: dict[str, str]
-    created_at: str
-
-
-class TurnInfo(TypedDict):
-    id: str
-    session_id: str
-    status: str  # see longshift.model.TurnStatus
-    agent: str
-    agent_version: str | None
-    input: Json
-    output: Json
-    error: dict[str, Any] | None
-    attempts: int
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
-    batch_id: str | None
-    custom_id: str | None
-    metadata: dict[str, str]
-    blocked_by: str | None
-
-
-class BatchInfo(TypedDict):
-    id: str
-    status: str  # running, ended
-    total: int
-    counts: dict[str, int]
-    ended: int
-    progress: float
-    eta: str | None
-    created_at: str
-    ended_at: str | None
-
-
-class EventInfo(TypedDict):
-    seq: int
-    id: str
-    session_id: str
-    turn_id: str | None
-    kind: str
-    key: str | None
-    epoch: int
-    payload: dict[str, Any]
-    created_at: str
-
-
-class ArtifactInfo(TypedDict):
-    id: str
-    name: str
-    content_type: str
-    size: int
-    sha256: str
 
 
 class Client:
@@ -270,13 +200,13 @@ class Client:
             Denied, Unavailable: as for ``submit``.
         """
         await self._wire.get("/v1/agents")  # a wrong key is better known before 200 MB are on their way
-        chunks = _file_chunks(lines) if isinstance(lines, Path) else _line_chunks(lines)
+        chunks = file_chunks(lines) if isinstance(lines, Path) else line_chunks(lines)
         response = await self._wire.request(
             "POST",
             "/v1/batches",
             params={f"metadata[{key}]": value for key, value in (metadata or {}).items()},
             headers={"Content-Type": "application/jsonl", "Idempotency-Key": idempotency_key or str(new_id())},
-            content=_async(chunks),
+            content=streamed(chunks),
             timeout=httpx.Timeout(self._wire.seconds, read=10 * self._wire.seconds),  # all of it is stored first
         )
         batch: BatchInfo = response.json()
@@ -321,7 +251,7 @@ class Client:
             "/v1/artifacts",
             params=_given(name=name),
             headers={"Content-Type": content_type, "Idempotency-Key": str(new_id())},
-            content=_async(_file_chunks(content)) if isinstance(content, Path) else content,
+            content=streamed(file_chunks(content)) if isinstance(content, Path) else content,
         )
         artifact: ArtifactInfo = response.json()
         return artifact
@@ -365,28 +295,3 @@ def _path(id_: str, *allowed: Prefix) -> str:
 
 def _given(**values: T | None) -> dict[str, T]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _line_chunks(items: Iterable[Mapping[str, Json]]) -> Iterator[bytes]:
-    """JSON lines in pieces of about ``CHUNK`` bytes."""
-    piece = bytearray()
-    for item in items:
-        piece += written(item) + b"\n"
-        if len(piece) >= CHUNK:
-            yield bytes(piece)
-            piece.clear()
-    yield bytes(piece)
-
-
-def _file_chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except OSError as error:
-        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
-
-
-async def _async(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk

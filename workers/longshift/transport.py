@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -31,6 +32,7 @@ from longshift.errors import (
     Unavailable,
     UnknownAgent,
 )
+from longshift.model import Json
 
 T = TypeVar("T")
 PATIENCE = timedelta(seconds=30)
@@ -38,6 +40,9 @@ PATIENCE = timedelta(seconds=30)
 
 PAUSES = (0.2, 0.5, 1.0)
 """Seconds before a request that got no answer is repeated; the last one stays."""
+
+CHUNK = 64 * 1024
+"""Bytes of a body that are sent or taken at a time."""
 
 SILENCE = 45.0
 """Seconds without a frame, of which one comes every 15, after which an event stream counts as lost."""
@@ -184,6 +189,37 @@ def written(value: object) -> bytes:
         return json.dumps(value, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"this cannot be sent as JSON: {error}") from None
+
+
+def line_chunks(items: Iterable[Mapping[str, Json]]) -> Iterator[bytes]:
+    """JSON lines in pieces of about ``CHUNK`` bytes."""
+    piece = bytearray()
+    for item in items:
+        piece += written(item) + b"\n"
+        if len(piece) >= CHUNK:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """A file in such pieces.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+async def streamed(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """``chunks`` in the form in which httpx streams them."""
+    for chunk in chunks:
+        yield chunk
 
 
 def pause(attempt: int) -> float:

@@ -1,0 +1,80 @@
+"""What the API answers, as the client hands it out: JSON objects whose main fields are named here.
+
+An object may have further fields; what they mean is in the API's own documentation (``/openapi.json``). Times are ISO 8601.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from longshift.model import Json
+
+
+class AgentInfo(TypedDict):
+    name: str
+    version: str
+    queue: str
+    description: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+
+
+class SessionInfo(TypedDict):
+    id: str
+    status: str  # idle, busy
+    open_turns: int
+    turns: int
+    last_seq: int
+    metadata: dict[str, str]
+    created_at: str
+
+
+class TurnInfo(TypedDict):
+    id: str
+    session_id: str
+    status: str  # see longshift.model.TurnStatus
+    agent: str
+    agent_version: str | None
+    input: Json
+    output: Json
+    error: dict[str, Any] | None
+    attempts: int
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    batch_id: str | None
+    custom_id: str | None
+    metadata: dict[str, str]
+    blocked_by: str | None
+
+
+class BatchInfo(TypedDict):
+    id: str
+    status: str  # running, ended
+    total: int
+    counts: dict[str, int]
+    ended: int
+    progress: float
+    eta: str | None
+    created_at: str
+    ended_at: str | None
+
+
+class EventInfo(TypedDict):
+    seq: int
+    id: str
+    session_id: str
+    turn_id: str | None
+    kind: str
+    key: str | None
+    epoch: int
+    payload: dict[str, Any]
+    created_at: str
+
+
+class ArtifactInfo(TypedDict):
+    id: str
+    name: str
+    content_type: str
+    size: int
+    sha256: str
