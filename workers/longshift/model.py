@@ -126,6 +126,14 @@ class CallStatus(StrEnum):
     GIVEN_UP = "given_up"  # an operator could not either
 
 
+class Settlement(StrEnum):
+    """What an operator decides of a call that is in doubt."""
+
+    DONE = "done"
+    NOT_DONE = "not_done"  # it may be called again
+    GIVE_UP = "give_up"  # it will never be known
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCallRecord:
     """One row of ``tool_calls``: the audit trail."""
