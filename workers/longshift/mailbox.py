@@ -1,4 +1,4 @@
-"""The mailbox: what this process may ask of sessions. Submit, cancel, signal: validated, committed, then rung.
+"""The mailbox: what this process may ask of sessions. Submit, cancel, signal, settle: validated, committed, then rung.
 
     Draft ──Catalogue.new_turn──> NewTurn ──intake.submit (one transaction)──> accepted ──Bell──> wake-up
 
@@ -17,13 +17,24 @@ from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
 from longshift.db import idempotency as idempotency_keys
-from longshift.db import intake, mail, views
+from longshift.db import intake, mail, tool_calls, views
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Accepted, Entry, NewBatch
 from longshift.errors import InvalidInput, NotFound, UnknownAgent
 from longshift.hot import Hot, turn_channel
-from longshift.model import BatchRecord, Json, MailKind, OnBusy, Prefix, TurnRecord, new_id, show_id
+from longshift.model import (
+    BatchRecord,
+    Json,
+    MailKind,
+    OnBusy,
+    Prefix,
+    Settlement,
+    ToolCallRecord,
+    TurnRecord,
+    new_id,
+    show_id,
+)
 
 CATALOGUE_TTL = 2.0
 """Seconds for which the registered agents are remembered; an unknown name is looked up at once."""
@@ -233,6 +244,37 @@ class Mailbox:
         )
         self._bell.ring(accepted.ring)
         return accepted
+
+    async def settle(
+        self,
+        call_id: UUID,
+        *,
+        tenant_id: UUID,
+        outcome: Settlement,
+        result: Json = None,
+        note: str | None = None,
+        by: UUID,
+        idempotency: Idempotency | None = None,
+    ) -> ToolCallRecord:
+        """Decide what became of a tool call that is in doubt, and wake its session; see ``tool_calls.settle``.
+
+        Raises:
+            NotFound: no such call.
+            Conflict: it is not in doubt (any more).
+            IdempotencyMismatch: the key was used with another body.
+        """
+        call, ring = await tool_calls.settle(
+            self._db,
+            call_id,
+            tenant_id=tenant_id,
+            outcome=outcome,
+            result=result,
+            note=note,
+            by=by,
+            idempotency=idempotency,
+        )
+        self._bell.ring(ring)
+        return call
 
     async def _end(self, turns: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
         if turns:
