@@ -1,0 +1,109 @@
+"""What a turn has produced so far, and what it waits for: read from its session's log. No statement here writes.
+
+A retry goes on from what the turns before it recorded, so a turn is read together with those that it retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import Row, text
+
+from longshift.db.database import Database
+from longshift.events import Kind
+from longshift.model import Json, TurnRecord
+
+_CHAIN = """
+WITH RECURSIVE chain AS (
+    SELECT t.id, t.retry_of, t.first_seq FROM turns t WHERE t.id = :turn
+    UNION ALL
+    SELECT b.id, b.retry_of, b.first_seq FROM chain c JOIN turns b ON b.id = c.retry_of AND b.session_id = :session)"""
+_FROM = "(SELECT coalesce(min(first_seq), 1) FROM chain)"  # nothing of the chain comes before
+
+STEPS = text(f"""{_CHAIN}
+SELECT e.seq, e.turn_id, e.kind, e.key, e.payload, e.created_at FROM events e
+ WHERE e.session_id = :session AND e.seq > :after AND e.seq >= {_FROM}
+   AND e.turn_id IN (SELECT id FROM chain) AND e.kind IN ('step.completed', 'step.failed')
+ ORDER BY e.seq LIMIT :limit""")
+# the newest of the two counts, as for a replay; the time of a mere timer speaks for itself
+WAITS = text(f"""{_CHAIN},
+newest AS (
+    SELECT DISTINCT ON (e.key) e.key, e.seq, e.kind, e.payload FROM events e
+     WHERE e.session_id = :session AND e.seq >= {_FROM}
+       AND e.turn_id IN (SELECT id FROM chain) AND e.kind IN ('wait.begun', 'wait.ended')
+     ORDER BY e.key, e.seq DESC)
+SELECT key, payload FROM newest WHERE kind = 'wait.begun' ORDER BY seq""")
+
+WaitKind = Literal["timer", "signal", "approval", "child"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One recorded step, as the log has it."""
+
+    seq: int
+    turn_id: UUID
+    key: str
+    name: str
+    completed: bool  # else it failed for good
+    result: Json
+    error: Mapping[str, Json] | None  # {"type", "message", ...}
+    attempts: int
+    ms: int | None  # how long it took, all tries together
+    at: datetime  # when it ended
+    call: str | None  # the tool call behind it, as ``call_<32 hex digits>``
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One thing that a waiting turn waits for."""
+
+    kind: WaitKind
+    name: str | None  # of a signal or an approval
+    id: str | None  # of an approval or a child turn
+    until: datetime | None  # when it goes on without; None: with its deadline
+
+
+async def steps(db: Database, turn: TurnRecord, *, after: int = 0, limit: int = 100) -> list[StepRecord]:
+    """The recorded steps of a turn and of those that it retries, in the order of the log: those with ``seq > after``."""
+    params = {"turn": turn.id, "session": turn.session_id, "after": after, "limit": limit}
+    return [_step(row) for row in await db.fetch(STEPS, params)]
+
+
+async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
+    """What a waiting turn waits for, in the order in which it began to."""
+    rows = await db.fetch(WAITS, {"turn": turn.id, "session": turn.session_id})
+    return [_wait(row.payload) for row in rows]
+
+
+def _step(row: Row[Any]) -> StepRecord:
+    payload = row.payload
+    call = payload.get("call")
+    return StepRecord(
+        seq=row.seq,
+        turn_id=row.turn_id,
+        key=row.key,
+        name=payload["name"],
+        completed=row.kind == Kind.STEP_COMPLETED,
+        result=payload.get("result"),
+        error=payload.get("error"),
+        attempts=payload.get("attempts", 1),
+        ms=payload.get("ms"),
+        at=datetime.fromisoformat(payload["at"]) if "at" in payload else row.created_at,
+        call=call,
+    )
+
+
+def _wait(payload: Mapping[str, Json]) -> Wait:
+    until = datetime.fromisoformat(payload["until"]) if payload.get("until") else None
+    if "approval" in payload:
+        return Wait("approval", payload.get("name"), payload["approval"], until)
+    if "child" in payload:
+        return Wait("child", None, payload["child"], until)
+    if "signal" in payload:
+        return Wait("signal", payload["signal"], None, until)
+    return Wait("timer", None, None, until)
