@@ -29,6 +29,13 @@ class SessionInfo(TypedDict):
     created_at: str
 
 
+class WaitInfo(TypedDict):
+    kind: str  # timer, signal, approval, child
+    name: str | None
+    id: str | None
+    until: str | None
+
+
 class TurnInfo(TypedDict):
     id: str
     session_id: str
@@ -45,7 +52,11 @@ class TurnInfo(TypedDict):
     batch_id: str | None
     custom_id: str | None
     metadata: dict[str, str]
+    retry_of: str | None
+    root_turn_id: str
+    parent_turn_id: str | None
     blocked_by: str | None
+    waiting_for: list[WaitInfo] | None
 
 
 class BatchInfo(TypedDict):
@@ -78,3 +89,62 @@ class ArtifactInfo(TypedDict):
     content_type: str
     size: int
     sha256: str
+
+
+class StepInfo(TypedDict):
+    seq: int
+    turn_id: str
+    key: str
+    name: str
+    status: str  # completed, failed
+    result: Json
+    error: dict[str, Any] | None
+    attempts: int
+    ms: int | None
+    at: str
+    tool_call_id: str | None
+
+
+class ToolCallInfo(TypedDict):
+    id: str
+    session_id: str
+    turn_id: str
+    tool: str
+    effect: str  # read, write, irreversible
+    key: str
+    input: Json
+    status: str  # started, done, failed, unknown, given_up
+    attempts: int
+    worker_id: str
+    created_at: str
+    started_at: str
+    ended_at: str | None
+    result: Json
+    artifact_id: str | None
+    error: dict[str, Any] | None
+    settled_at: str | None
+    settled_by: str | None
+    note: str | None
+
+
+class ApprovalInfo(TypedDict):
+    id: str
+    session_id: str
+    turn_id: str
+    name: str
+    show: Json
+    status: str  # open, answered, closed
+    granted: bool | None
+    comment: str | None
+    created_at: str
+    expires_at: str | None
+    answered_at: str | None
+    answered_by: str | None
+    closed_at: str | None
+
+
+class SignalInfo(TypedDict):
+    id: str
+    session_id: str
+    name: str
+    approval_id: str | None

@@ -32,7 +32,7 @@ from longshift.errors import (
     Unavailable,
     UnknownAgent,
 )
-from longshift.model import Json
+from longshift.model import Json, Prefix, parse_id
 
 T = TypeVar("T")
 PATIENCE = timedelta(seconds=30)
@@ -49,6 +49,16 @@ SILENCE = 45.0
 
 _ERRORS: Mapping[str, type[LongshiftError]] = {
     kind.code: kind for kind in (NotFound, UnknownAgent, Conflict, IdempotencyMismatch, SessionBusy, Unavailable)
+}
+
+
+_PLACES: Mapping[Prefix, str] = {
+    Prefix.TURN: "turns",
+    Prefix.SESSION: "sessions",
+    Prefix.BATCH: "batches",
+    Prefix.ARTIFACT: "artifacts",
+    Prefix.CALL: "tool-calls",
+    Prefix.APPROVAL: "approvals",
 }
 
 
@@ -123,6 +133,27 @@ class Transport:
                     yield frame
                 if not line:
                     fields = {}
+
+    async def along(self, path: str, *, after: int) -> AsyncIterator[Any]:
+        """The items of a list that goes along a log, those with a greater ``seq`` than ``after``."""
+        while True:
+            page = await self.get(path, params={"after": after, "limit": 500})
+            for item in page["data"]:
+                yield item
+            if not page["has_more"]:
+                return
+            after = page["next"]
+
+    async def pages(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Any]:
+        """The items of a list with a cursor."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = await self.get(path, params={"limit": "100", **params, **cursor})
+            for item in page["data"]:
+                yield item
+            if not page["has_more"]:
+                return
+            cursor = {"cursor": page["next"]}
 
     async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat ``call`` while the API is away, for as long as ``PATIENCE``."""
@@ -222,6 +253,34 @@ async def streamed(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
+def kind_of(id_: str, *allowed: Prefix) -> Prefix:
+    """What an id names.
+
+    Raises:
+        InvalidInput: none of ``allowed``.
+    """
+    for prefix in allowed:
+        if id_.startswith(f"{prefix}_"):
+            parse_id(prefix, id_)
+            return prefix
+    forms = " or ".join(f"{prefix}_..." for prefix in allowed)
+    raise InvalidInput(f"{id_!r} is not an identifier of the form {forms}")
+
+
+def path_of(id_: str, *allowed: Prefix) -> str:
+    """Where the thing of this id is.
+
+    Raises:
+        InvalidInput: it is the id of none of ``allowed``.
+    """
+    return f"/v1/{_PLACES[kind_of(id_, *allowed)]}/{id_}"
+
+
+def given(**values: T | None) -> dict[str, T]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def pause(attempt: int) -> float:
     """Seconds before the next attempt."""
     return PAUSES[min(attempt, len(PAUSES) - 1)]
@@ -248,6 +307,8 @@ def _problem(response: httpx.Response, url: str) -> LongshiftError:
         return Denied(detail)
     if code in _ERRORS:
         return _ERRORS[code](detail)
+    if status == httpx.codes.CONFLICT:
+        return Conflict(detail)
     if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
         return Unavailable(detail)
     return InvalidInput(detail, errors=body.get("errors", ()))
