@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from longshift.db.steps import Wait, WaitKind
 from longshift.events import Event
 from longshift.model import (
     AgentRecord,
@@ -53,6 +54,19 @@ class Problem(Shown):
     errors: list[Fault]
 
 
+class WaitView(Shown):
+    """One thing that a waiting turn waits for."""
+
+    kind: WaitKind
+    name: str | None = Field(None, description="of a signal or an approval")
+    id: str | None = Field(None, description="of an approval or a child turn")
+    until: datetime | None = Field(None, description="when it goes on without; null: with its deadline")
+
+    @classmethod
+    def of(cls, wait: Wait) -> Self:
+        return cls(kind=wait.kind, name=wait.name, id=wait.id, until=wait.until)
+
+
 class TurnView(Shown):
     id: str = Field(examples=[TURN_ID])
     session_id: str = Field(examples=[SESSION_ID])
@@ -73,11 +87,17 @@ class TurnView(Shown):
     custom_id: str | None
     metadata: dict[str, str]
     usage: dict[str, Any]
+    retry_of: str | None = Field(description="the turn that this one retries")
+    root_turn_id: str = Field(description="the first of a chain of retries; itself, if it retries none")
+    parent_turn_id: str | None = Field(description="the turn that started this one as its child")
     blocked_by: str | None = Field(None, description="while queued: the open turn before this one in its session")
+    waiting_for: list[WaitView] | None = Field(
+        None, description="while waiting, and only where one turn is asked for: what for"
+    )
     links: dict[str, str]
 
     @classmethod
-    def of(cls, turn: TurnRecord, *, blocked_by: UUID | None = None) -> Self:
+    def of(cls, turn: TurnRecord, *, blocked_by: UUID | None = None, waiting_for: Sequence[Wait] | None = None) -> Self:
         turn_id, session_id = show_id(Prefix.TURN, turn.id), show_id(Prefix.SESSION, turn.session_id)
         here = f"/v1/turns/{turn_id}"
         return cls(
@@ -100,9 +120,22 @@ class TurnView(Shown):
             custom_id=turn.custom_id,
             metadata=dict(turn.metadata),
             usage=dict(turn.usage),
-            blocked_by=show_id(Prefix.TURN, blocked_by) if blocked_by else None,
-            links={"self": here, "events": f"{here}/events", "session": f"/v1/sessions/{session_id}"},
+            retry_of=_turn_id(turn.retry_of),
+            root_turn_id=show_id(Prefix.TURN, turn.root_turn_id),
+            parent_turn_id=_turn_id(turn.parent_turn_id),
+            blocked_by=_turn_id(blocked_by),
+            waiting_for=[WaitView.of(wait) for wait in waiting_for] if waiting_for is not None else None,
+            links={
+                "self": here,
+                "events": f"{here}/events",
+                "steps": f"{here}/steps",
+                "session": f"/v1/sessions/{session_id}",
+            },
         )
+
+
+def _turn_id(value: UUID | None) -> str | None:
+    return show_id(Prefix.TURN, value) if value is not None else None
 
 
 class SessionView(Shown):
@@ -249,6 +282,7 @@ class SignalView(Shown):
     id: str
     session_id: str
     name: str
+    approval_id: str | None = Field(description="the open approval of this name that it has answered")
 
 
 class Page(Shown):

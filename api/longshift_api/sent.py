@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+)
 
 from longshift.catalogue import Draft
 from longshift.errors import InvalidInput
-from longshift.model import OnBusy, Prefix, parse_id
+from longshift.model import Json, OnBusy, Prefix, Settlement, parse_id
 from longshift_api.schemas import SESSION_ID
 
 
@@ -28,6 +36,7 @@ Metadata = Annotated[
     Field(max_length=16, description="up to 16 pairs of text for the client's own use"),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(max_length=2000)]
 
 
 class Sent(BaseModel):
@@ -109,3 +118,45 @@ class SignalBody(Sent):
 
 class CancelBody(Sent):
     reason: str = Field("cancelled by a client", min_length=1, max_length=500)
+
+
+class RetryBody(Sent):
+    agent_version: Name | None = Field(None, description="default: the version of the turn that is retried")
+    deadline: AwareDatetime | None = Field(None, description="the new turn expires then; default: 7 days")
+    metadata: Metadata | None = Field(None, description="default: that of the turn that is retried")
+    model_config = ConfigDict(json_schema_extra={"examples": [{"agent_version": "4"}]})
+
+
+class SettleBody(Sent):
+    """What an operator found out about a call whose outcome is in doubt."""
+
+    outcome: Settlement = Field(
+        description="it happened (`result` is what the agent gets); it certainly did not, and may be called again; "
+        "or nobody can find out"
+    )
+    result: Any = Field(None, description="only with `done`")
+    note: Text | None = Field(None, description="for the audit trail")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"outcome": "done", "result": {"payment": "p-17"}, "note": "seen in the books"}]
+        }
+    )
+
+    def checked_result(self) -> Json:
+        """What the agent is to get.
+
+        Raises:
+            InvalidInput: there is a result of something that was not done.
+        """
+        if self.outcome is not Settlement.DONE and "result" in self.model_fields_set:
+            message = f"is what the tool returned: leave it out with outcome {self.outcome.value!r}"
+            raise InvalidInput(f"result {message}", errors=[{"path": "result", "message": message}])
+        return self.result
+
+
+class AnswerBody(Sent):
+    """The answer to an approval."""
+
+    granted: StrictBool
+    comment: Text | None = Field(None, description="the agent sees it")
+    model_config = ConfigDict(json_schema_extra={"examples": [{"granted": True, "comment": "well done"}]})
