@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from longshift.db import approvals
 from longshift.db.database import Database, chunks
 from longshift.db.idempotency import Idempotency, remember
 from longshift.db.intake import LOCK_SESSIONS, Accepted
@@ -59,6 +60,7 @@ WITH s AS (
      WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL RETURNING id, queue)
 INSERT INTO mail (id, session_id, kind, name, payload) SELECT :id, s.id, 'signal', :name, CAST(:payload AS json) FROM s
 RETURNING (SELECT queue FROM s) AS queue""")
+CONSUME = text("UPDATE mail SET consumed_at = clock_timestamp() WHERE id = :id")
 
 
 async def end_turns(
@@ -111,11 +113,16 @@ async def signal(
     name: str,
     payload: Json,
     idempotency: Idempotency | None = None,
+    by: UUID | None = None,
 ) -> Accepted:
     """Put a signal into the mailbox; ``resource_id`` is its id.
 
+    If an approval of this name is open in the session, the signal is its answer (``by``: the API key behind it), and is
+    kept as consumed.
+
     Raises:
         NotFound: no such session.
+        InvalidInput: it would answer an approval, and does not say whether that is granted.
         IdempotencyMismatch: the key was used with another body.
     """
     mail_id = new_id()
@@ -128,4 +135,9 @@ async def signal(
         row = (await tx.execute(ADD_SIGNAL, params)).first()
         if row is None:
             raise NotFound(f"there is no session {show_id(Prefix.SESSION, session_id)}")
+        # a statement of its own: under the lock, in a snapshot that has what was opened before it
+        approval = await approvals.open_of_name(tx, session_id, name=name)
+        if approval is not None:
+            await approvals.decide(tx, approval, approvals.verdict(payload), by=by)
+            await tx.execute(CONSUME, {"id": mail_id})
     return Accepted(mail_id, [(session_id, row.queue)])
