@@ -21,7 +21,7 @@ from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.hot import Hot
 from longshift.mailbox import Mailbox
-from longshift_api import agents, artifacts, batches, events, health, problems, sessions, tool_calls, turns
+from longshift_api import agents, approvals, artifacts, batches, events, health, problems, sessions, tool_calls, turns
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
@@ -55,7 +55,7 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (sessions, turns, batches, events, tool_calls, artifacts, agents, health):
+    for module in (sessions, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)

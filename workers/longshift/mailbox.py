@@ -243,7 +243,8 @@ class Mailbox:
     ) -> Accepted:
         """Leave a signal for whichever turn of the session waits for ``name``, now or later; ``resource_id`` is its id.
 
-        While an approval of this name is open in the session, the signal is its answer; ``by``: the API key behind it.
+        While an approval of this name is open in the session, the signal is its answer (``approval_id`` says which);
+        ``by``: the API key behind it.
 
         Raises:
             NotFound: no such session.
@@ -288,7 +289,13 @@ class Mailbox:
         return call
 
     async def answer(
-        self, approval_id: UUID, *, tenant_id: UUID, answer: Json, by: UUID | None = None
+        self,
+        approval_id: UUID,
+        *,
+        tenant_id: UUID,
+        answer: Json,
+        by: UUID | None = None,
+        idempotency: Idempotency | None = None,
     ) -> ApprovalRecord:
         """Decide an approval (``{granted, comment}``, or just whether) and wake the turn that waits for it.
 
@@ -296,8 +303,11 @@ class Mailbox:
             NotFound: there is no such approval.
             AlreadyAnswered: somebody was first, or nobody waits for it any more; the message says who decided what, and when.
             InvalidInput: ``answer`` does not say whether.
+            IdempotencyMismatch: the key was used with another body.
         """
-        approval, ring = await approvals.answer(self._db, approval_id, tenant_id=tenant_id, answer=answer, by=by)
+        approval, ring = await approvals.answer(
+            self._db, approval_id, tenant_id=tenant_id, answer=answer, by=by, idempotency=idempotency
+        )
         self._bell.ring(ring)
         return approval
 

@@ -21,6 +21,7 @@ import httpx
 
 from longshift.clock import Clock
 from longshift.errors import (
+    AlreadyAnswered,
     ConfigError,
     Conflict,
     Denied,
@@ -48,7 +49,8 @@ SILENCE = 45.0
 """Seconds without a frame, of which one comes every 15, after which an event stream counts as lost."""
 
 _ERRORS: Mapping[str, type[LongshiftError]] = {
-    kind.code: kind for kind in (NotFound, UnknownAgent, Conflict, IdempotencyMismatch, SessionBusy, Unavailable)
+    kind.code: kind
+    for kind in (NotFound, UnknownAgent, Conflict, AlreadyAnswered, IdempotencyMismatch, SessionBusy, Unavailable)
 }
 
 
