@@ -59,7 +59,7 @@ class WaitView(Shown):
 
     kind: WaitKind
     name: str | None = Field(None, description="of a signal or an approval")
-    id: str | None = Field(None, description="of an approval or a child turn")
+    id: str | None = Field(None, description="of an approval, a child turn, or a tool call that is in doubt")
     until: datetime | None = Field(None, description="when it goes on without; null: with its deadline")
 
     @classmethod

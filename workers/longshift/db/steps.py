@@ -15,7 +15,7 @@ from sqlalchemy import Row, text
 
 from longshift.db.database import Database
 from longshift.events import Kind
-from longshift.model import Json, TurnRecord
+from longshift.model import Json, Prefix, TurnRecord, parse_id, show_id
 
 _CHAIN = """
 WITH RECURSIVE chain AS (
@@ -38,7 +38,8 @@ newest AS (
      ORDER BY e.key, e.seq DESC)
 SELECT key, payload FROM newest WHERE kind = 'wait.begun' ORDER BY seq""")
 
-WaitKind = Literal["timer", "signal", "approval", "child"]
+WaitKind = Literal["timer", "signal", "approval", "child", "call"]
+_BY_ID: Mapping[WaitKind, Prefix] = {"approval": Prefix.APPROVAL, "child": Prefix.TURN, "call": Prefix.CALL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Wait:
 
     kind: WaitKind
     name: str | None  # of a signal or an approval
-    id: str | None  # of an approval or a child turn
+    id: str | None  # of an approval, a child turn, or a tool call that is in doubt
     until: datetime | None  # when it goes on without; None: with its deadline
 
 
@@ -82,7 +83,6 @@ async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
 
 def _step(row: Row[Any]) -> StepRecord:
     payload = row.payload
-    call = payload.get("call")
     return StepRecord(
         seq=row.seq,
         turn_id=row.turn_id,
@@ -94,16 +94,15 @@ def _step(row: Row[Any]) -> StepRecord:
         attempts=payload.get("attempts", 1),
         ms=payload.get("ms"),
         at=datetime.fromisoformat(payload["at"]) if "at" in payload else row.created_at,
-        call=call,
+        call=payload.get("call"),
     )
 
 
 def _wait(payload: Mapping[str, Json]) -> Wait:
     until = datetime.fromisoformat(payload["until"]) if payload.get("until") else None
-    if "approval" in payload:
-        return Wait("approval", payload.get("name"), payload["approval"], until)
-    if "child" in payload:
-        return Wait("child", None, payload["child"], until)
     if "signal" in payload:
         return Wait("signal", payload["signal"], None, until)
+    for kind, prefix in _BY_ID.items():
+        if kind in payload:
+            return Wait(kind, payload.get("name"), show_id(prefix, parse_id(prefix, payload[kind])), until)
     return Wait("timer", None, None, until)

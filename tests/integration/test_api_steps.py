@@ -1,0 +1,148 @@
+"""What a turn has produced so far, what it waits for, and retries, over HTTP."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+
+from longshift.events import Kind
+from longshift.model import Prefix, parse_id
+from longshift_api.schemas import TurnView
+from longshift_api.schemas_tools import StepPage
+from tests.support.api import Api, Hand
+
+AT = "2026-01-31T12:00:00+00:00"
+BROKEN = {"code": "step_failed", "message": "no such luck"}
+
+
+async def running(api: Api) -> tuple[Hand, dict[str, Any]]:
+    """A turn that runs, and the hand that holds its session."""
+    turn = await api.submit()
+    hand = Hand(api, turn["session_id"])
+    await hand.take()
+    await hand.start(turn["id"])
+    return hand, turn
+
+
+async def record(hand: Hand, turn_id: str, name: str, **payload: Any) -> None:
+    kind = Kind.STEP_FAILED if "error" in payload else Kind.STEP_COMPLETED
+    await hand.append(turn_id, {"name": name, "digest": "d", "at": AT, **payload}, kind=kind, key=f"{name}#0")
+
+
+async def steps(api: Api, turn_id: str, **params: Any) -> list[dict[str, Any]]:
+    answer = await api.client.get(f"/v1/turns/{turn_id}/steps", params=params)
+    assert answer.status_code == 200, answer.text
+    StepPage.model_validate(answer.json(), extra="forbid")
+    return list(answer.json()["data"])
+
+
+async def test_a_running_turn_shows_each_step_it_has_recorded_and_nothing_else(api: Api) -> None:
+    hand, turn = await running(api)
+    await record(hand, turn["id"], "search", result={"hits": 3}, ms=12)
+    await hand.append(turn["id"], {"value": 1}, kind=Kind.VALUE_RECORDED, key="$now#0")
+    call = "call_" + "1" * 32
+    await record(hand, turn["id"], "pay", result=None, ms=1500, attempts=3, call=call)
+    await record(hand, turn["id"], "mail", error={"type": "OSError", "message": "no route"})
+
+    shown = await steps(api, turn["id"])
+
+    assert shown[0] == {
+        "seq": 2,
+        "turn_id": turn["id"],
+        "key": "search#0",
+        "name": "search",
+        "status": "completed",
+        "result": {"hits": 3},
+        "error": None,
+        "attempts": 1,
+        "ms": 12,
+        "at": "2026-01-31T12:00:00Z",
+        "tool_call_id": None,
+    }
+    assert [(s["name"], s["attempts"], s["tool_call_id"]) for s in shown[1:]] == [("pay", 3, call), ("mail", 1, None)]
+    assert (shown[2]["status"], shown[2]["error"]) == ("failed", {"type": "OSError", "message": "no route"})
+
+
+async def test_steps_go_on_page_by_page_and_later(api: Api) -> None:
+    hand, turn = await running(api)
+    for number in range(5):
+        await record(hand, turn["id"], f"s{number}", result=number)
+    path = f"/v1/turns/{turn['id']}/steps"
+
+    first = (await api.client.get(f"{path}?limit=2")).json()
+    rest = (await api.client.get(f"{path}?after={first['next']}")).json()
+    await record(hand, turn["id"], "late", result=9)
+
+    assert ([s["result"] for s in first["data"]], first["has_more"]) == ([0, 1], True)
+    assert ([s["result"] for s in rest["data"]], rest["has_more"]) == ([2, 3, 4], False)
+    assert [s["name"] for s in await steps(api, turn["id"], after=rest["next"])] == ["late"]
+
+
+async def test_a_turn_that_has_not_started_and_one_of_nobody_have_no_steps(api: Api) -> None:
+    turn = await api.submit()
+    path = f"/v1/turns/{turn['id']}/steps"
+
+    assert await steps(api, turn["id"]) == []
+    assert (await api.client.get(path, headers=await api.key())).status_code == 404
+    assert (await api.client.get("/v1/turns/turn_" + "0" * 32 + "/steps")).status_code == 404
+    for query in ("limit=0", "limit=1001", "after=-1", "cursor=x"):
+        assert (await api.client.get(f"{path}?{query}")).status_code == 422, query
+
+
+async def test_the_steps_of_a_neighbour_in_the_session_are_not_shown(api: Api) -> None:
+    hand, first = await running(api)
+    second = await api.submit(f"/v1/sessions/{first['session_id']}/turns")
+    await record(hand, first["id"], "one", result=1)
+    await hand.succeed(first["id"])
+    await hand.start(second["id"])
+    await record(hand, second["id"], "two", result=2)
+
+    assert [step["name"] for step in await steps(api, first["id"])] == ["one"]
+    assert [step["name"] for step in await steps(api, second["id"])] == ["two"]
+
+
+async def test_a_waiting_turn_says_what_it_waits_for(api: Api) -> None:
+    hand, turn = await running(api)
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    approval, child = "9" * 32, "8" * 32
+    waits: dict[str, dict[str, Any]] = {
+        "$sleep#0": {"until": soon.isoformat()},
+        "go#0": {"until": None, "signal": "go"},
+        "seen#0": {"until": soon.isoformat(), "signal": "seen"},
+        "publish#0": {"until": None, "approval": approval, "name": "publish"},
+        "$spawn#0": {"until": None, "child": child},
+    }
+    for key, payload in waits.items():
+        await hand.append(turn["id"], payload, kind=Kind.WAIT_BEGUN, key=key)
+    await hand.append(turn["id"], {"reason": "signal"}, kind=Kind.WAIT_ENDED, key="seen#0")
+    path = f"/v1/turns/{turn['id']}"
+    assert (await api.client.get(path)).json()["waiting_for"] is None  # it runs
+
+    await hand.wait(turn["id"], soon)
+
+    shown = (await api.client.get(path)).json()
+    TurnView.model_validate(shown, extra="forbid")
+    until = soon.isoformat().replace("+00:00", "Z")
+    assert shown["status"] == "waiting"
+    assert shown["waiting_for"] == [
+        {"kind": "timer", "name": None, "id": None, "until": until},
+        {"kind": "signal", "name": "go", "id": None, "until": None},
+        {"kind": "approval", "name": "publish", "id": f"apr_{approval}", "until": None},
+        {"kind": "child", "name": None, "id": f"turn_{child}", "until": None},
+    ]
+    (listed,) = (await api.client.get("/v1/turns?status=waiting")).json()["data"]
+    assert listed["waiting_for"] is None
+
+
+async def test_a_turn_names_the_turns_it_comes_from(api: Api) -> None:
+    parent, turn = await api.submit(), await api.submit()
+    await api.db.execute(
+        text("UPDATE turns SET parent_turn_id = :parent WHERE id = :id"),
+        {"parent": parse_id(Prefix.TURN, parent["id"]), "id": parse_id(Prefix.TURN, turn["id"])},
+    )
+
+    shown = (await api.client.get(f"/v1/turns/{turn['id']}")).json()
+
+    assert (shown["parent_turn_id"], shown["root_turn_id"], shown["retry_of"]) == (parent["id"], turn["id"], None)
