@@ -58,7 +58,7 @@ class WaitView(Shown):
     """One thing that a waiting turn waits for."""
 
     kind: WaitKind
-    name: str | None = Field(None, description="of a signal or an approval")
+    name: str | None = Field(None, description="of a signal or an approval, or of a step that will be tried again")
     id: str | None = Field(None, description="of an approval, a child turn, or a tool call that is in doubt")
     until: datetime | None = Field(None, description="when it goes on without; null: with its deadline")
 

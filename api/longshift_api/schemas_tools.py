@@ -196,7 +196,7 @@ class StepView(Shown):
     status: Literal["completed", "failed"]
     result: Any
     error: dict[str, Any] | None = Field(description="`type` and `message` of what the step raised last")
-    attempts: int = Field(description="tries that it took")
+    attempts: int | None = Field(description="tries that it took; null: not recorded")
     ms: int | None = Field(description="milliseconds that it took, all tries together")
     at: datetime = Field(description="when it ended")
     tool_call_id: str | None = Field(description="the tool call behind it, where there is one")

@@ -61,7 +61,10 @@ async def test_a_running_turn_shows_each_step_it_has_recorded_and_nothing_else(a
         "at": "2026-01-31T12:00:00Z",
         "tool_call_id": None,
     }
-    assert [(s["name"], s["attempts"], s["tool_call_id"]) for s in shown[1:]] == [("pay", 3, call), ("mail", 1, None)]
+    assert [(s["name"], s["attempts"], s["tool_call_id"]) for s in shown[1:]] == [
+        ("pay", 3, call),
+        ("mail", None, None),
+    ]
     assert (shown[2]["status"], shown[2]["error"]) == ("failed", {"type": "OSError", "message": "no route"})
 
 
@@ -117,6 +120,10 @@ async def test_a_waiting_turn_says_what_it_waits_for(api: Api) -> None:
     for key, payload in waits.items():
         await hand.append(turn["id"], payload, kind=Kind.WAIT_BEGUN, key=key)
     await hand.append(turn["id"], {"reason": "signal"}, kind=Kind.WAIT_ENDED, key="seen#0")
+    again = {"name": "fetch", "attempt": 2, "until": soon.isoformat(), "error": {"type": "OSError", "message": "busy"}}
+    for key in ("fetch#0", "fetch#1"):
+        await hand.append(turn["id"], again, kind=Kind.STEP_RETRYING, key=key)
+    await hand.append(turn["id"], {"name": "fetch", "result": 1}, key="fetch#0")
     path = f"/v1/turns/{turn['id']}"
     assert (await api.client.get(path)).json()["waiting_for"] is None  # it runs
 
@@ -131,6 +138,7 @@ async def test_a_waiting_turn_says_what_it_waits_for(api: Api) -> None:
         {"kind": "signal", "name": "go", "id": None, "until": None},
         {"kind": "approval", "name": "publish", "id": f"apr_{approval}", "until": None},
         {"kind": "child", "name": None, "id": f"turn_{child}", "until": None},
+        {"kind": "retry", "name": "fetch", "id": None, "until": until},
     ]
     (listed,) = (await api.client.get("/v1/turns?status=waiting")).json()["data"]
     assert listed["waiting_for"] is None

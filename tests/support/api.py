@@ -203,8 +203,9 @@ class Hand:
 
     async def ask(self, turn_id: str, name: str = "publish", *, show: object = None, closed: bool = False) -> str:
         """Open an approval. Returns its id."""
+        approval = new_id()
         params = {
-            "id": new_id(),
+            "id": approval,
             "tenant": self._claim.tenant_id,
             "session": self._session_id,
             "turn": parse_id(Prefix.TURN, turn_id),
@@ -213,7 +214,7 @@ class Hand:
             "closed": closed,
         }
         await self._edge.db.execute(ASK, params)
-        return show_id(Prefix.APPROVAL, params["id"])
+        return show_id(Prefix.APPROVAL, approval)
 
     async def run(self, turn_id: str, output: object = "done") -> None:
         """From the claim to the end."""

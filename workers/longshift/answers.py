@@ -30,7 +30,7 @@ class SessionInfo(TypedDict):
 
 
 class WaitInfo(TypedDict):
-    kind: str  # timer, signal, approval, child
+    kind: str  # timer, signal, approval, child, call, retry
     name: str | None
     id: str | None
     until: str | None
@@ -99,7 +99,7 @@ class StepInfo(TypedDict):
     status: str  # completed, failed
     result: Json
     error: dict[str, Any] | None
-    attempts: int
+    attempts: int | None
     ms: int | None
     at: str
     tool_call_id: str | None

@@ -103,7 +103,7 @@ def event_line(event: Mapping[str, Json]) -> str:
 def step_line(step: StepInfo) -> str:
     """``seq  time  status  name  ms  result or error`` of a step."""
     came = step["result"] if step["error"] is None else step["error"]
-    tries = f"{step['attempts']} tries" if step["attempts"] > 1 else ""
+    tries = f"{step['attempts']} tries" if (step["attempts"] or 1) > 1 else ""
     took = f"{step['ms']} ms" if step["ms"] is not None else ""
     parts = [
         f"{step['seq']:>5}",

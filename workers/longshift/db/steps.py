@@ -29,16 +29,17 @@ SELECT e.seq, e.turn_id, e.kind, e.key, e.payload, e.created_at FROM events e
  WHERE e.session_id = :session AND e.seq > :after AND e.seq >= {_FROM}
    AND e.turn_id IN (SELECT id FROM chain) AND e.kind IN ('step.completed', 'step.failed')
  ORDER BY e.seq LIMIT :limit""")
-# the newest of the two counts, as for a replay; the time of a mere timer speaks for itself
+# what is newest under a key counts, as for a replay
 WAITS = text(f"""{_CHAIN},
 newest AS (
-    SELECT DISTINCT ON (e.key) e.key, e.seq, e.kind, e.payload FROM events e
-     WHERE e.session_id = :session AND e.seq >= {_FROM}
-       AND e.turn_id IN (SELECT id FROM chain) AND e.kind IN ('wait.begun', 'wait.ended')
+    SELECT DISTINCT ON (e.key) e.key, e.seq, e.kind FROM events e
+     WHERE e.session_id = :session AND e.seq >= {_FROM} AND e.turn_id IN (SELECT id FROM chain)
+       AND e.kind IN ('wait.begun', 'wait.ended', 'step.retrying', 'step.completed', 'step.failed')
      ORDER BY e.key, e.seq DESC)
-SELECT key, payload FROM newest WHERE kind = 'wait.begun' ORDER BY seq""")
+SELECT n.kind, e.payload FROM newest n JOIN events e ON e.session_id = :session AND e.seq = n.seq
+ WHERE n.kind IN ('wait.begun', 'step.retrying') ORDER BY n.seq""")
 
-WaitKind = Literal["timer", "signal", "approval", "child", "call"]
+WaitKind = Literal["timer", "signal", "approval", "child", "call", "retry"]
 _BY_ID: Mapping[WaitKind, Prefix] = {"approval": Prefix.APPROVAL, "child": Prefix.TURN, "call": Prefix.CALL}
 
 
@@ -53,7 +54,7 @@ class StepRecord:
     completed: bool  # else it failed for good
     result: Json
     error: Mapping[str, Json] | None  # {"type", "message", ...}
-    attempts: int
+    attempts: int | None  # None: not recorded
     ms: int | None  # how long it took, all tries together
     at: datetime  # when it ended
     call: str | None  # the tool call behind it, as ``call_<32 hex digits>``
@@ -64,7 +65,7 @@ class Wait:
     """One thing that a waiting turn waits for."""
 
     kind: WaitKind
-    name: str | None  # of a signal or an approval
+    name: str | None  # of a signal or an approval, or of the step that is tried again
     id: str | None  # of an approval, a child turn, or a tool call that is in doubt
     until: datetime | None  # when it goes on without; None: with its deadline
 
@@ -78,28 +79,33 @@ async def steps(db: Database, turn: TurnRecord, *, after: int = 0, limit: int = 
 async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
     """What a waiting turn waits for, in the order in which it began to."""
     rows = await db.fetch(WAITS, {"turn": turn.id, "session": turn.session_id})
-    return [_wait(row.payload) for row in rows]
+    return [_wait(row) for row in rows]
 
 
 def _step(row: Row[Any]) -> StepRecord:
-    payload = row.payload
+    payload, error = row.payload, row.payload.get("error")
+    completed = row.kind == Kind.STEP_COMPLETED
+    call = payload.get("call") or (error or {}).get("call")
     return StepRecord(
         seq=row.seq,
         turn_id=row.turn_id,
         key=row.key,
         name=payload["name"],
-        completed=row.kind == Kind.STEP_COMPLETED,
+        completed=completed,
         result=payload.get("result"),
-        error=payload.get("error"),
-        attempts=payload.get("attempts", 1),
+        error=error,
+        attempts=payload.get("attempts", 1 if completed else None),
         ms=payload.get("ms"),
         at=datetime.fromisoformat(payload["at"]) if "at" in payload else row.created_at,
-        call=payload.get("call"),
+        call=show_id(Prefix.CALL, parse_id(Prefix.CALL, call)) if call else None,
     )
 
 
-def _wait(payload: Mapping[str, Json]) -> Wait:
+def _wait(row: Row[Any]) -> Wait:
+    payload = row.payload
     until = datetime.fromisoformat(payload["until"]) if payload.get("until") else None
+    if row.kind == Kind.STEP_RETRYING:
+        return Wait("retry", payload["name"], None, until)
     if "signal" in payload:
         return Wait("signal", payload["signal"], None, until)
     for kind, prefix in _BY_ID.items():
