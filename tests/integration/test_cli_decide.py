@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from longshift.events import Kind
 from tests.support.api import KEY, Api, Hand
@@ -54,6 +55,8 @@ async def test_an_operator_finds_what_is_in_doubt_and_settles_it(api: Api, run: 
     assert (late.code, late.out) == (6, "")
     assert "settled it at" in late.err
     assert (await run("tools", "--open", "--json")).lines == []
+    (promise,) = await api.db.fetch(text("SELECT route FROM idempotency"))  # a lost answer may be asked for again
+    assert promise.route == "POST /v1/tool-calls/{call_id}/settle"
 
 
 async def test_settling_takes_a_result_from_standard_input_and_gives_up_when_told_to(api: Api, run: Run) -> None:
