@@ -4,7 +4,7 @@
     403 forbidden               415 unsupported_media_type    423 session_busy (retryable)
     404 not_found               416 bad_range                 500 internal_error: nothing of the inside is shown
     405 method_not_allowed      503 unavailable (retryable)
-    409 already_settled, not_in_doubt (tool calls), already_answered (approvals), not_ended, succeeded (retry)
+    409 already_settled, not_in_doubt (tool calls), already_answered (approvals), not_ended, succeeded, retried (retry)
 
 A busy session is 423, not 409, because common clients repeat a 409 by themselves.
 """

@@ -121,9 +121,8 @@ class CancelBody(Sent):
 
 
 class RetryBody(Sent):
-    agent_version: Name | None = Field(None, description="default: the version of the turn that is retried")
+    agent_version: Name | None = Field(None, description="default: the version registered last")
     deadline: AwareDatetime | None = Field(None, description="the new turn expires then; default: 7 days")
-    metadata: Metadata | None = Field(None, description="default: that of the turn that is retried")
     model_config = ConfigDict(json_schema_extra={"examples": [{"agent_version": "4"}]})
 
 

@@ -10,12 +10,12 @@ from pydantic import AwareDatetime
 
 from longshift.db import steps, views
 from longshift.db.views import TurnFilter
-from longshift.errors import NotFound
+from longshift.errors import Conflict, IdempotencyMismatch, NotFound
 from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id
 from longshift_api import deps
 from longshift_api.deps import Caller, Edge, EdgeDep, Promise, in_path
 from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
-from longshift_api.problems import documented
+from longshift_api.problems import Refusal, documented
 from longshift_api.replies import REPLAYED, etag, made, matches, retry_after
 from longshift_api.schemas import TURN_ID, TurnPage, TurnView
 from longshift_api.schemas_tools import StepPage, StepView
@@ -174,20 +174,27 @@ async def cancel_turn(turn_id: str, edge: EdgeDep, caller: Caller, body: CancelB
 async def retry_turn(
     turn_id: str, edge: EdgeDep, caller: Caller, promise: Promise, body: RetryBody | None = None
 ) -> Response:
-    """A new turn, last in the same session, with the same input. It goes on from the last step that the turn recorded:
-    what was completed is not done again, what failed is tried again.
+    """A new turn, last in the same session, with the same input and metadata. It goes on from the last step that the turn
+    has recorded: what was completed is not done again, what failed is tried again.
 
-    Only a turn that failed, was cancelled or has expired can be retried.
+    Only a turn that failed, was cancelled or has expired can be retried, and of one turn only one retry is open at a time.
     """
+    turn = in_path(Prefix.TURN, turn_id)
     wanted = body or RetryBody()
-    accepted = await edge.mailbox.retry_turn(
-        in_path(Prefix.TURN, turn_id),
-        tenant_id=caller.tenant_id,
-        agent_version=wanted.agent_version,
-        deadline=wanted.deadline,
-        metadata=wanted.metadata,
-        idempotency=promise,
-    )
+    try:
+        accepted = await edge.mailbox.retry_turn(
+            turn,
+            tenant_id=caller.tenant_id,
+            agent_version=wanted.agent_version,
+            deadline=wanted.deadline,
+            idempotency=promise,
+        )
+    except IdempotencyMismatch:
+        raise
+    except Conflict as error:
+        status = (await _find(edge, caller, turn_id)).status
+        code = "succeeded" if status is TurnStatus.SUCCEEDED else "retried" if status.terminal else "not_ended"
+        raise Refusal(409, code, str(error)) from None
     return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
 
 

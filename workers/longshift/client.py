@@ -180,18 +180,15 @@ class Client:
         *,
         agent_version: str | None = None,
         deadline: datetime | None = None,
-        metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> TurnInfo:
         """A new turn that goes on from the last step of one that failed, was cancelled or has expired.
 
         Raises:
-            Conflict: it has not ended, or it has succeeded.
-            NotFound, Denied, Unavailable: as for ``submit``.
+            Conflict: it has not ended, it has succeeded, or it is being retried already.
+            UnknownAgent, InvalidInput, NotFound, Denied, Unavailable: as for ``submit``.
         """
-        body = given(
-            agent_version=agent_version, deadline=deadline.isoformat() if deadline else None, metadata=metadata
-        )
+        body = given(agent_version=agent_version, deadline=deadline.isoformat() if deadline else None)
         path = f"{path_of(turn_id, Prefix.TURN)}/retry"
         turn: TurnInfo = await self._wire.post(path, body, idempotency_key=idempotency_key or str(new_id()))
         return turn

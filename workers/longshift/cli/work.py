@@ -87,9 +87,7 @@ def retry(
     id_: Annotated[
         str, typer.Argument(metavar="TURN", help="turn_..., one that failed, was cancelled or has expired.")
     ],
-    agent_version: Annotated[
-        str | None, typer.Option(help="Version of the agent to run; default: that of the turn.")
-    ] = None,
+    agent_version: Annotated[str | None, typer.Option(help="Version of the agent to run; default: the newest.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended and print its output.")] = False,
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait at most.")] = None,
     idempotency_key: Key = None,

@@ -17,11 +17,13 @@ from longshift.db.database import Database
 from longshift.events import Kind
 from longshift.model import Json, Prefix, TurnRecord, parse_id, show_id
 
+# of one root, at most one turn is open at a time: those that were accepted before this one are those that it goes on from
 _CHAIN = """
-WITH RECURSIVE chain AS (
-    SELECT t.id, t.retry_of, t.first_seq FROM turns t WHERE t.id = :turn
+WITH chain AS (
+    SELECT t.id, t.first_seq FROM turns t WHERE t.id = :turn
     UNION ALL
-    SELECT b.id, b.retry_of, b.first_seq FROM chain c JOIN turns b ON b.id = c.retry_of AND b.session_id = :session)"""
+    SELECT t.id, t.first_seq FROM turns t
+     WHERE :turn <> :root AND t.session_id = :session AND t.root_turn_id = :root AND t.created_at < :created)"""
 _FROM = "(SELECT coalesce(min(first_seq), 1) FROM chain)"  # nothing of the chain comes before
 
 STEPS = text(f"""{_CHAIN}
@@ -72,14 +74,22 @@ class Wait:
 
 async def steps(db: Database, turn: TurnRecord, *, after: int = 0, limit: int = 100) -> list[StepRecord]:
     """The recorded steps of a turn and of those that it retries, in the order of the log: those with ``seq > after``."""
-    params = {"turn": turn.id, "session": turn.session_id, "after": after, "limit": limit}
+    params = _chain(turn) | {"after": after, "limit": limit}
     return [_step(row) for row in await db.fetch(STEPS, params)]
 
 
 async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
     """What a waiting turn waits for, in the order in which it began to."""
-    rows = await db.fetch(WAITS, {"turn": turn.id, "session": turn.session_id})
-    return [_wait(row) for row in rows]
+    return [_wait(row) for row in await db.fetch(WAITS, _chain(turn))]
+
+
+def _chain(turn: TurnRecord) -> dict[str, Any]:
+    return {
+        "turn": turn.id,
+        "root": turn.root_turn_id,
+        "session": turn.session_id,
+        "created": turn.created_at,
+    }
 
 
 def _step(row: Row[Any]) -> StepRecord:
