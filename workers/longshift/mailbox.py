@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
-from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
+from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, check_times, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
 from longshift.db import approvals, intake, mail, retries, tool_calls, views
@@ -156,7 +156,7 @@ class Mailbox:
             NotFound: no such turn.
             Conflict: it has not ended, it has succeeded, or it is being retried already.
             UnknownAgent: no worker has registered that version of its agent.
-            InvalidInput: the deadline has passed.
+            InvalidInput: the deadline has passed, or is too far away.
             IdempotencyMismatch: the key was used with another body.
         """
         accepted = await self._repeated(idempotency, tenant_id=tenant_id)
@@ -168,8 +168,8 @@ class Mailbox:
             raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
         if agent_version is not None:
             (await self.catalogue(wanted=(turn.agent, agent_version))).find(turn.agent, agent_version)
-        if deadline is not None and deadline <= now:
-            raise InvalidInput("the deadline has passed", errors=[{"path": "deadline", "message": "must lie ahead"}])
+        if errors := list(check_times(None, deadline, now=now)):
+            raise InvalidInput(f"the deadline {errors[0]['message']}", errors=errors)
         accepted = await retries.retry(
             self._db,
             turn_id,
