@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 from sqlalchemy import text
 
 from longshift.events import Kind
@@ -142,6 +144,111 @@ async def test_a_waiting_turn_says_what_it_waits_for(api: Api) -> None:
     ]
     (listed,) = (await api.client.get("/v1/turns?status=waiting")).json()["data"]
     assert listed["waiting_for"] is None
+
+
+async def failed(api: Api) -> tuple[Hand, dict[str, Any]]:
+    """A turn that has done a step and then failed, and the hand that still holds its session."""
+    turn = await api.submit(metadata={"customer": "42"})
+    await api.submit(f"/v1/sessions/{turn['session_id']}/turns")  # for which the hand keeps the session
+    hand = Hand(api, turn["session_id"])
+    await hand.take()
+    await hand.start(turn["id"])
+    await record(hand, turn["id"], "search", result=3)
+    await record(hand, turn["id"], "mail", error={"type": "OSError", "message": "no route"})
+    await hand.fail(turn["id"], BROKEN)
+    return hand, turn
+
+
+async def retry(api: Api, turn: dict[str, Any], *, key: str | None = None, **body: Any) -> httpx.Response:
+    headers = {"Idempotency-Key": key} if key is not None else {}
+    return await api.client.post(f"/v1/turns/{turn['id']}/retry", json=body or None, headers=headers)
+
+
+async def test_a_retry_is_a_new_turn_with_the_steps_of_those_before_it(api: Api) -> None:
+    hand, turn = await failed(api)
+
+    answer = await retry(api, turn)
+
+    again = answer.json()
+    TurnView.model_validate(again, extra="forbid")
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/v1/turns/{again['id']}")
+    assert (again["status"], again["retry_of"], again["root_turn_id"]) == ("queued", turn["id"], turn["id"])
+    assert (again["session_id"], again["input"], again["metadata"]) == (
+        turn["session_id"],
+        turn["input"],
+        {"customer": "42"},
+    )
+    assert [step["turn_id"] for step in await steps(api, again["id"])] == [turn["id"]] * 2
+    await hand.start(again["id"])
+    await record(hand, again["id"], "mail", result="sent")
+    told = [(step["name"], step["status"], step["turn_id"]) for step in await steps(api, again["id"])]
+    assert told == [
+        ("search", "completed", turn["id"]),
+        ("mail", "failed", turn["id"]),
+        ("mail", "completed", again["id"]),
+    ]
+    assert len(await steps(api, turn["id"])) == 2
+
+
+async def test_a_retry_of_a_retry_shows_the_steps_of_all_and_each_only_those_before_it(api: Api) -> None:
+    hand, first = await failed(api)
+    second = (await retry(api, first)).json()
+    await hand.start(second["id"])
+    await record(hand, second["id"], "two", result=2)
+    await hand.fail(second["id"], BROKEN)
+    third = (await retry(api, first)).json()  # of the first, by somebody who does not know of the second
+    await hand.start(third["id"])
+    await record(hand, third["id"], "three", result=3)
+
+    assert [step["name"] for step in await steps(api, third["id"])] == ["search", "mail", "two", "three"]
+    assert [step["name"] for step in await steps(api, second["id"])] == ["search", "mail", "two"]
+    assert [step["name"] for step in await steps(api, first["id"])] == ["search", "mail"]
+
+
+async def test_only_a_turn_that_ended_without_success_can_be_retried_and_once_at_a_time(api: Api) -> None:
+    _, turn = await failed(api)
+    queued = await api.submit()
+    done = await api.submit()
+    await Hand(api, done["session_id"]).run(done["id"])
+
+    answers = await asyncio.gather(*(retry(api, turn) for _ in range(5)))
+
+    assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409, 409]
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 409} == {"retried"}
+    for other, code in ((queued, "not_ended"), (done, "succeeded")):
+        refused = await retry(api, other)
+        assert (refused.status_code, refused.json()["code"]) == (409, code)
+        assert other["id"] in refused.json()["detail"]
+
+
+async def test_the_same_retry_again_with_its_key_is_the_same_turn(api: Api) -> None:
+    _, turn = await failed(api)
+
+    answers = await asyncio.gather(*(retry(api, turn, key="again") for _ in range(5)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 4
+
+
+async def test_a_retry_that_does_not_fit_is_refused_with_the_place(api: Api) -> None:
+    _, turn = await failed(api)
+    for body, code, path in (
+        ({"agent_version": "9"}, "unknown_agent", "agent"),
+        ({"agent_version": ""}, "invalid_input", "agent_version"),
+        ({"deadline": "2001-01-01T00:00:00Z"}, "invalid_input", "deadline"),
+        ({"deadline": "9999-12-31T23:59:59-12:00"}, "invalid_input", "deadline"),
+        ({"deadline": "soon"}, "invalid_input", "deadline"),
+        ({"input": {"text": "other"}}, "invalid_input", "input"),
+    ):
+        refused = await retry(api, turn, **body)
+        assert (refused.status_code, refused.json()["code"]) == (422, code), refused.text
+        assert refused.json()["errors"][0]["path"] == path
+    deadline = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
+
+    accepted = (await retry(api, turn, agent_version="1", deadline=deadline.isoformat())).json()
+
+    assert (accepted["agent_version"], datetime.fromisoformat(accepted["deadline"])) == ("1", deadline)
 
 
 async def test_a_turn_names_the_turns_it_comes_from(api: Api) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import text
 
 from longshift.events import Kind
+from longshift.testing.waiting import wait_until
 from tests.support.api import KEY, Api, Hand
 from tests.support.local_stack import Said, call_inline
 
-Run = Callable[..., Awaitable[Said]]
+Run = Callable[..., Coroutine[Any, Any, Said]]
 
 
 @pytest.fixture
@@ -119,6 +120,27 @@ async def test_steps_shows_a_line_for_each(api: Api, run: Run) -> None:
     assert "failed     mail" in second
     assert "no route" in second
     assert [step["seq"] for step in (await run("steps", turn["id"], "--after", "2", "--json")).lines] == [3]
+
+
+async def test_a_failed_turn_is_retried_and_waited_for(api: Api, run: Run) -> None:
+    hand, turn = await running_turn(api)
+    early = await run("retry", turn["id"])
+    await hand.fail(turn["id"], {"code": "step_failed", "message": "no such luck"})
+
+    waiting = asyncio.create_task(run("retry", turn["id"], "--wait", "--json"))
+
+    async def accepted() -> Any:
+        return (await api.client.get("/v1/turns?status=queued")).json()["data"]
+
+    assert await wait_until(accepted, description="the retry is accepted")
+    (again,) = await accepted()
+    late = await run("retry", turn["id"])
+    await Hand(api, turn["session_id"]).run(again["id"], "done at last")
+    said = await waiting
+    assert (said.code, said.json["output"], said.json["retry_of"]) == (0, "done at last", turn["id"])
+    assert (early.code, early.out, late.code) == (6, "", 6)
+    assert "is running: cancel it first" in early.err
+    assert f"is already being retried by {again['id']}" in late.err
 
 
 async def test_what_does_not_fit_is_one_sentence_and_its_exit_code(run: Run) -> None:
