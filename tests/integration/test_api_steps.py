@@ -111,13 +111,15 @@ async def test_the_steps_of_a_neighbour_in_the_session_are_not_shown(api: Api) -
 async def test_a_waiting_turn_says_what_it_waits_for(api: Api) -> None:
     hand, turn = await running(api)
     soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
-    approval, child = "9" * 32, "8" * 32
+    approval, child, call = f"apr_{'9' * 32}", f"turn_{'8' * 32}", f"call_{'7' * 32}"
     waits: dict[str, dict[str, Any]] = {
         "$sleep#0": {"until": soon.isoformat()},
         "go#0": {"until": None, "signal": "go"},
         "seen#0": {"until": soon.isoformat(), "signal": "seen"},
-        "publish#0": {"until": None, "approval": approval, "name": "publish"},
-        "$spawn#0": {"until": None, "child": child},
+        "$approval#0": {"until": None, "approval": "publish", "id": approval, "show": 1},
+        "$child#0": {"until": None, "child": child},
+        "$settled#0": {"until": None, "call": call},
+        "$sleep#1": {"until": AT},  # long over: a timer has no other end
     }
     for key, payload in waits.items():
         await hand.append(turn["id"], payload, kind=Kind.WAIT_BEGUN, key=key)
@@ -138,12 +140,28 @@ async def test_a_waiting_turn_says_what_it_waits_for(api: Api) -> None:
     assert shown["waiting_for"] == [
         {"kind": "timer", "name": None, "id": None, "until": until},
         {"kind": "signal", "name": "go", "id": None, "until": None},
-        {"kind": "approval", "name": "publish", "id": f"apr_{approval}", "until": None},
-        {"kind": "child", "name": None, "id": f"turn_{child}", "until": None},
+        {"kind": "approval", "name": "publish", "id": approval, "until": None},
+        {"kind": "child", "name": None, "id": child, "until": None},
+        {"kind": "call", "name": None, "id": call, "until": None},
         {"kind": "retry", "name": "fetch", "id": None, "until": until},
     ]
     (listed,) = (await api.client.get("/v1/turns?status=waiting")).json()["data"]
     assert listed["waiting_for"] is None
+
+
+async def test_what_lost_a_race_is_not_waited_for_any_more(api: Api) -> None:
+    hand, turn = await running(api)
+    for key in ("0.0/$wait_for#0", "1.0/$wait_for#0", "1.1/0.0/$wait_for#0"):
+        await hand.append(turn["id"], {"until": None, "signal": key}, kind=Kind.WAIT_BEGUN, key=key)
+    for key, payload in (("0.0/$race#0", {"winner": 1}), ("$race#0", {"winner": 1}), ("2.0/$race#0", {"winner": 0})):
+        await hand.append(turn["id"], payload, kind=Kind.VALUE_RECORDED, key=key)
+    for key in ("2.0/$wait_for#0", "2.1/$wait_for#0"):
+        await hand.append(turn["id"], {"until": None, "signal": key}, kind=Kind.WAIT_BEGUN, key=key)
+    await hand.wait(turn["id"])
+
+    shown = (await api.client.get(f"/v1/turns/{turn['id']}")).json()
+
+    assert [wait["name"] for wait in shown["waiting_for"]] == ["2.0/$wait_for#0", "2.1/$wait_for#0"]
 
 
 async def failed(api: Api) -> tuple[Hand, dict[str, Any]]:

@@ -5,7 +5,8 @@ A retry goes on from what the turns before it recorded, so a turn is read togeth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -31,18 +32,20 @@ SELECT e.seq, e.turn_id, e.kind, e.key, e.payload, e.created_at FROM events e
  WHERE e.session_id = :session AND e.seq > :after AND e.seq >= {_FROM}
    AND e.turn_id IN (SELECT id FROM chain) AND e.kind IN ('step.completed', 'step.failed')
  ORDER BY e.seq LIMIT :limit""")
-# what is newest under a key counts, as for a replay
+# what is newest under a key counts, as for a replay; what an earlier turn would have tried again is begun anew
 WAITS = text(f"""{_CHAIN},
 newest AS (
     SELECT DISTINCT ON (e.key) e.key, e.seq, e.kind FROM events e
      WHERE e.session_id = :session AND e.seq >= {_FROM} AND e.turn_id IN (SELECT id FROM chain)
-       AND e.kind IN ('wait.begun', 'wait.ended', 'step.retrying', 'step.completed', 'step.failed')
+       AND (e.kind IN ('wait.begun', 'wait.ended', 'step.completed', 'step.failed')
+         OR (e.kind = 'step.retrying' AND e.turn_id = :turn) OR (e.kind = 'value.recorded' AND e.key LIKE '%$race#%'))
      ORDER BY e.key, e.seq DESC)
-SELECT n.kind, e.payload FROM newest n JOIN events e ON e.session_id = :session AND e.seq = n.seq
- WHERE n.kind IN ('wait.begun', 'step.retrying') ORDER BY n.seq""")
+SELECT n.key, n.seq, n.kind, e.payload, clock_timestamp() AS now
+  FROM newest n JOIN events e ON e.session_id = :session AND e.seq = n.seq
+ WHERE n.kind IN ('wait.begun', 'step.retrying', 'value.recorded') ORDER BY n.seq""")
 
 WaitKind = Literal["timer", "signal", "approval", "child", "call", "retry"]
-_BY_ID: Mapping[WaitKind, Prefix] = {"approval": Prefix.APPROVAL, "child": Prefix.TURN, "call": Prefix.CALL}
+_RACE = re.compile(r"(?P<scope>(?:.*/)?)\$race#\d+\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,9 @@ async def steps(db: Database, turn: TurnRecord, *, after: int = 0, limit: int = 
 
 async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
     """What a waiting turn waits for, in the order in which it began to."""
-    return [_wait(row) for row in await db.fetch(WAITS, _chain(turn))]
+    rows = await db.fetch(WAITS, _chain(turn))
+    races = [(found["scope"], row.seq) for row in rows if (found := _RACE.match(row.key))]
+    return [wait for row in rows if not _lost(row, races) and (wait := _wait(row)) is not None]
 
 
 def _chain(turn: TurnRecord) -> dict[str, Any]:
@@ -111,14 +116,29 @@ def _step(row: Row[Any]) -> StepRecord:
     )
 
 
-def _wait(row: Row[Any]) -> Wait:
+def _lost(row: Row[Any], races: Sequence[tuple[str, int]]) -> bool:
+    """Whether a wait is over because its branch has lost a race. A scope has one group of branches at a time, so when a race
+    in it is decided, all that its branches had begun is over."""
+    return any(row.seq < seq and re.match(rf"{re.escape(scope)}\d+\.\d+/", row.key) for scope, seq in races)
+
+
+def _wait(row: Row[Any]) -> Wait | None:
+    """None: it has ended without a record, as a timer does, or it is no wait."""
     payload = row.payload
     until = datetime.fromisoformat(payload["until"]) if payload.get("until") else None
+    match payload:
+        case {"winner": _}:
+            return None
+        case {"signal": str(name)}:
+            return Wait("signal", name, None, until)
+        case {"approval": str(name), "id": str(approval)}:
+            return Wait("approval", name, approval, until)
+        case {"child": str(turn)}:
+            return Wait("child", None, turn, until)
+        case {"call": str(call)}:
+            return Wait("call", None, call, until)
+    if until is not None and until <= row.now:
+        return None
     if row.kind == Kind.STEP_RETRYING:
         return Wait("retry", payload["name"], None, until)
-    if "signal" in payload:
-        return Wait("signal", payload["signal"], None, until)
-    for kind, prefix in _BY_ID.items():
-        if kind in payload:
-            return Wait(kind, payload.get("name"), show_id(prefix, parse_id(prefix, payload[kind])), until)
     return Wait("timer", None, None, until)
