@@ -33,15 +33,18 @@ from longshift.errors import (
     WaitTimeout,
 )
 from longshift.steps import Retry
+from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
 from longshift.turn import Child, State, Turn, cancelled, emit
 
 __all__ = [
+    "Absent",
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
     "Child",
     "ChildFailed",
     "Conflict",
+    "Done",
     "InvalidInput",
     "LongshiftError",
     "NotDone",
@@ -52,9 +55,12 @@ __all__ = [
     "State",
     "StepFailed",
     "StepTimeout",
+    "Tool",
+    "ToolCall",
     "ToolDenied",
     "Turn",
     "Unavailable",
+    "Unknown",
     "UsageError",
     "Verdict",
     "WaitTimeout",
@@ -62,4 +68,5 @@ __all__ = [
     "cancelled",
     "emit",
     "step",
+    "tool",
 ]

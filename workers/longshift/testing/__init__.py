@@ -27,7 +27,7 @@ from longshift.contract import Verdict
 from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
-from longshift.testing.points import points_of
+from longshift.testing.ledger import Ledger
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Post, Time, World
@@ -50,6 +50,7 @@ def run(
     artifacts: MutableMapping[str, bytes] | None = None,
     signals: Mapping[str, Sequence[Json]] | None = None,
     approve: Mapping[str, bool | Verdict] | None = None,
+    ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -74,6 +75,7 @@ def run(
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
         signals: payloads by the name of their signal, oldest first; all have come before the turn begins.
         approve: the answer to each approval of this name, given when the turn has left its worker. Others are not answered.
+        ledger: of tool calls, from earlier runs of the session. Default: a new one.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
             stands still but for them.
@@ -97,6 +99,7 @@ def run(
             artifacts=artifacts,
             signals=signals,
             approve=approve,
+            ledger=ledger,
             metadata=metadata,
             clock=clock,
             deadline=deadline,
@@ -118,6 +121,7 @@ async def arun(
     artifacts: MutableMapping[str, bytes] | None = None,
     signals: Mapping[str, Sequence[Json]] | None = None,
     approve: Mapping[str, bool | Verdict] | None = None,
+    ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -140,7 +144,7 @@ async def arun(
     if retry is not None:
         record = retried(record, retry, log)
     post = Post(signals or {}, approve or {})
-    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, post)
+    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, post=post, ledger=ledger)
     return await rehearse(agent, world, fake=fake or {})
 
 
@@ -150,13 +154,14 @@ def crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> range: 
 
 
 def named_crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> list[str]:  # noqa: A002
-    """Every value of ``crash_at`` and ``pause_at``: before and after each event of an undisturbed run, in its order."""
-    return points_of(run(agent, input, **options).events)
+    """Every value of ``crash_at`` and ``pause_at``: before and after each record of an undisturbed run, in its order."""
+    return list(run(agent, input, **options).points)
 
 
 __all__ = [
     "Delta",
     "Effects",
+    "Ledger",
     "Report",
     "Result",
     "Scenario",
