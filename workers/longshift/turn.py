@@ -114,7 +114,13 @@ class Turn:
         """Run branches side by side; each counts its steps for itself. Results in the order given."""
         return await self._execution.branches.gather(branches)
 
-    async def race(self, *branches: Awaitable[T]) -> tuple[int, T]:
+    @overload
+    async def race(self, *branches: Awaitable[T]) -> tuple[int, T]: ...
+
+    @overload
+    async def race(self, *branches: Awaitable[Any]) -> tuple[int, Any]: ...
+
+    async def race(self, *branches: Awaitable[Any]) -> tuple[int, Any]:
         """Run branches side by side until the first one ends, and cancel the others: its place and its result.
 
         If the first one to end raises, so does this. Which one it was is recorded; a replay runs no other. What a loser

@@ -50,6 +50,7 @@ class Outside:
         self.on_crash: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
         self.run_child: Callable[[NewChild], Awaitable[Mapping[str, Json]]] = _no_children
+        self.moves = 0  # grows with all that the agent asks for
         self.dead = False
         self.refused = False
         self.stopped = asyncio.Event()  # once it was: it stays set
@@ -62,6 +63,7 @@ class Outside:
 
     async def running(self) -> None:
         """Wait while the process is stopped."""
+        self.moves += 1
         await self._running.wait()
 
     async def awake(self) -> None:
