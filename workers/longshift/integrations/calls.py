@@ -1,0 +1,207 @@
+"""What a framework does on behalf of a turn: its model requests and tool calls, each in its place.
+
+A framework makes tasks as it likes, so nothing here depends on them. What it does is recorded in the branch whose code
+called it (the nearest ``turn.gather`` branch or tool, or the agent itself), as if that code had done it:
+
+    model:gpt-5             the first model request of the branch; the next one is model:gpt-5#2
+    @call_7f3a/search       the tool that the model called as ``call_7f3a``: a branch of its own, whatever runs beside it
+
+Requests that run side by side in one branch (guardrails, ``asyncio.gather``) find their records by their content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, Protocol, TypeVar
+
+from longshift.errors import UsageError
+from longshift.execution import Execution
+from longshift.model import Json
+from longshift.place import current, running_step, scope_place
+from longshift.replay import Scope
+from longshift.steps import ONCE, Retry, StepDefinition
+
+Effect = Literal["read", "write", "irreversible"]
+EFFECTS: frozenset[Effect | None] = frozenset({"read", "write", "irreversible", None})
+T = TypeVar("T")
+_NOT_IN_NAMES = re.compile(r"[/#~\x00-\x1f]")
+_NOT_IN_MARKS = re.compile(r"[^\w.-]")
+_MADE_UP = re.compile(r"[0-9a-f]{32}\Z")  # a framework's own id for a call that came without one: another in every run
+
+
+class LongshiftTool(Protocol):
+    """What ``longshift.tool`` makes: it records its calls itself, with an effect of its own."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def schema(self) -> Mapping[str, Any]: ...
+
+    async def call(self, arguments: Mapping[str, Any], id: str | None = None) -> Any: ...  # noqa: A002
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the calls of an agent are made.
+
+    Attributes:
+        retry: of model requests.
+        timeout: of one try of a model request.
+        tool_retry: of tool calls.
+        effects: of tools by name; None: it is plain code of the agent, which may itself use the turn.
+    """
+
+    retry: Retry = ONCE
+    timeout: timedelta | None = None
+    tool_retry: Retry = ONCE
+    effects: Mapping[str, Effect | None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, effect in (self.effects or {}).items():
+            if effect not in EFFECTS:
+                raise UsageError(
+                    f"the effect of tool {name!r} cannot be {effect!r}: write 'read', 'write', 'irreversible', or None "
+                    "for plain code of the agent"
+                )
+
+    def effect(self, tool: str) -> Effect | None:
+        return (self.effects or {}).get(tool, "write")
+
+
+def turn_here() -> Execution | None:
+    """The turn whose code this is. None: there is none, or this is inside one of its steps and so part of that."""
+    return None if running_step() is not None else current()
+
+
+async def step(
+    execution: Execution,
+    name: str,
+    function: Callable[..., Awaitable[Json]],
+    *digested: Any,
+    retry: Retry = ONCE,
+    timeout: timedelta | None = None,
+) -> Json:
+    """A step of the framework; ``function`` is called with ``digested``, by which its record is told from others.
+
+    Raises:
+        StepFailed: it failed for good.
+    """
+    definition = StepDefinition(step_name(name), function, retry, timeout)
+    with _on_behalf(execution, beside(execution)):
+        return await execution.perform(definition, digested, {})
+
+
+async def call_tool(
+    execution: Execution,
+    name: str,
+    call_id: str | None,
+    invoke: Callable[..., Awaitable[Json]],
+    arguments: Any,
+    *,
+    effect: Effect,
+    policy: Policy,
+) -> Json:
+    """One tool call, as a step in a branch of its own; ``invoke`` is called with ``arguments``.
+
+    Raises:
+        StepFailed: it failed for good.
+    """
+    definition = StepDefinition(step_name(name), invoke, policy.tool_retry)
+    with branch(execution, name, call_id):
+        return await execution.perform(definition, (arguments,), {})
+
+
+@contextmanager
+def branch(execution: Execution, tool: str, call_id: str | None) -> Iterator[None]:
+    """A branch for one tool call: the code inside may use the turn as the code of ``turn.gather`` branches does."""
+    home = _home(execution)
+    scope = Scope(
+        path=f"{home.path}{_mark(home, tool, call_id)}/",
+        now=home.now,
+        seed=home.seed,
+        owner=asyncio.current_task(),
+        parent=home,
+    )
+    with _on_behalf(execution, scope):
+        yield
+
+
+def beside(execution: Execution) -> Scope:
+    """The branch whose code called the framework, for any task of the framework to record in."""
+    home = _home(execution)
+    return Scope(
+        path=home.path, now=home.now, seed=home.seed, counters=home.counters, is_task=True, counted=True, parent=home
+    )
+
+
+@contextmanager
+def standing(execution: Execution, scope: Scope) -> Iterator[None]:
+    """The code inside belongs to ``scope``."""
+    token = scope_place.set((execution, scope))
+    try:
+        yield
+    finally:
+        scope_place.reset(token)
+
+
+@contextmanager
+def _on_behalf(execution: Execution, scope: Scope) -> Iterator[None]:
+    """One call of the framework. The branch that called the framework waits meanwhile, so it is the calls that count
+    when the turn asks whether everything waits, not the branch, and not the framework's tasks."""
+    home = scope.parent
+    assert home is not None
+    home.calls += 1
+    if home.calls > 1:  # the first takes the place of the branch
+        execution.waits.begin_branches()
+    try:
+        with standing(execution, scope):
+            yield
+    finally:
+        home.calls -= 1
+        if home.calls:
+            execution.waits.end_branch()
+        home.now = max(home.now, scope.now)
+
+
+def _home(execution: Execution) -> Scope:
+    found = scope_place.get()
+    if found is None or found[0] is not execution:
+        raise UsageError("this turn is not running here: use it only inside its agent")
+    scope = found[1]
+    while scope.is_task and scope.parent is not None:
+        scope = scope.parent
+    return scope
+
+
+def _mark(home: Scope, tool: str, call_id: str | None) -> str:
+    if call_id and not _MADE_UP.search(call_id):
+        return "@" + _NOT_IN_MARKS.sub("_", call_id)[:64]
+    name = _NOT_IN_MARKS.sub("_", tool)[:64]
+    home.counters[f"@{name}"] += 1
+    return f"@{name}.{home.counters[f'@{name}']}"
+
+
+def step_name(name: str) -> str:
+    """``name`` as steps may have it."""
+    return _NOT_IN_NAMES.sub("_", name)[:128].lstrip("$") or "tool"
+
+
+def with_retry_after(error: Exception) -> Exception:
+    """``error``, with the time after which the provider wants to be asked again, if it said so."""
+    answer = getattr(error.__cause__, "response", None)
+    headers = getattr(error, "headers", None) or getattr(answer, "headers", None) or {}
+    said = headers.get("retry-after")
+    if said is not None and not hasattr(error, "retry_after"):
+        with suppress(ValueError):
+            error.retry_after = float(said) if said.strip().isdigit() else parsedate_to_datetime(said)  # type: ignore[attr-defined]
+    return error
