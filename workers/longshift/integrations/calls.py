@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
+from random import Random
 from typing import Any, Literal, Protocol, TypeVar
 
 from longshift.errors import UsageError
@@ -136,10 +137,25 @@ def branch(execution: Execution, tool: str, call_id: str | None) -> Iterator[Non
         yield
 
 
+class _Beside(Scope):
+    """A branch as seen from another task: the same place in the turn, with the same counters."""
+
+    __slots__ = ()
+
+    @property
+    def random(self) -> Random:
+        assert self.parent is not None
+        return self.parent.random
+
+    def fork_branches(self, number: int) -> list[Scope]:
+        assert self.parent is not None
+        return self.parent.fork_branches(number)
+
+
 def beside(execution: Execution) -> Scope:
     """The branch whose code called the framework, for any task of the framework to record in."""
     home = _home(execution)
-    return Scope(
+    return _Beside(
         path=home.path, now=home.now, seed=home.seed, counters=home.counters, is_task=True, counted=True, parent=home
     )
 
