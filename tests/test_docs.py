@@ -90,6 +90,13 @@ def test_the_guide_for_authors_runs() -> None:
         run_python(block, namespace)
 
 
+def test_the_guide_to_frameworks_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    for block in blocks("how-to/frameworks.md"):
+        if block.language == "python":
+            run_python(block, namespace)
+
+
 @pytest.mark.timeout(180)
 def test_the_tutorial_runs(tmp_path: Path, guardian: Guardian) -> None:
     pages = blocks("tutorial.md")

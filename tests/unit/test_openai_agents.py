@@ -216,6 +216,12 @@ def test_making_an_agent_durable_again_changes_nothing_and_its_clones_are_durabl
     assert keys(run(in_turn(clone), "?")) == ["model:fake#0", "@c1/look#0", "model:fake#1"]
 
 
+def test_a_model_that_is_given_to_the_agent_later_is_recorded_too() -> None:
+    helper = durable(SdkAgent(name="helper", model="gpt-x"))
+    helper.model = Provider("fake", says("done"))
+    assert keys(run(in_turn(helper), "?")) == ["model:fake#0"]
+
+
 def test_a_model_given_by_name_comes_from_the_provider() -> None:
     class Given(ModelProvider):
         def get_model(self, model_name: str | None) -> Model:

@@ -111,16 +111,16 @@ class _Durable:
         self.policy, self.stream, self.provider = policy, stream, provider
 
     def make(self, agent: Agent[Any]) -> None:
+        self._record_model(agent)  # first: a clone of a durable agent has its model already
         if _MARK in vars(agent):
             return
         vars(agent)[_MARK] = True
-        if not isinstance(agent.model, RecordedModel):  # a clone of one that is durable has its model and its tools
-            agent.model = RecordedModel(agent.model, self.policy, stream=self.stream, provider=self.provider)
         for tool in agent.tools:
             self.record(tool)
         list_tools = agent.get_all_tools
 
         async def get_all_tools(run_context: RunContextWrapper[Any]) -> list[Tool]:
+            self._record_model(agent)  # it may have been given another one
             tools = await list_tools(run_context)
             for tool in tools:  # those of MCP servers are made anew for each request, and some are added later
                 self.record(tool)
@@ -132,6 +132,10 @@ class _Durable:
                 self._follow(each)
             else:
                 self.make(each)
+
+    def _record_model(self, agent: Agent[Any]) -> None:
+        if not isinstance(agent.model, RecordedModel):
+            agent.model = RecordedModel(agent.model, self.policy, stream=self.stream, provider=self.provider)
 
     def _follow(self, handoff: Handoff[Any, Any]) -> None:
         if _MARK in vars(handoff):
