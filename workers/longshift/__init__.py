@@ -15,38 +15,58 @@ What an agent's author needs is here; everything else has a module of its own::
 """
 
 from longshift.agent import Agent, agent, step
-from longshift.contract import Artifact, Passage
+from longshift.contract import Artifact, Passage, Verdict
 from longshift.errors import (
     ArtifactCorrupt,
+    ChildFailed,
     Conflict,
     InvalidInput,
     LongshiftError,
+    NotDone,
     NotFound,
+    OutcomeUnknown,
     StepFailed,
     StepTimeout,
+    ToolDenied,
     Unavailable,
     UsageError,
+    WaitTimeout,
 )
 from longshift.steps import Retry
-from longshift.turn import State, Turn, emit
+from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
+from longshift.turn import Child, State, Turn, cancelled, emit
 
 __all__ = [
+    "Absent",
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
+    "Child",
+    "ChildFailed",
     "Conflict",
+    "Done",
     "InvalidInput",
     "LongshiftError",
+    "NotDone",
     "NotFound",
+    "OutcomeUnknown",
     "Passage",
     "Retry",
     "State",
     "StepFailed",
     "StepTimeout",
+    "Tool",
+    "ToolCall",
+    "ToolDenied",
     "Turn",
     "Unavailable",
+    "Unknown",
     "UsageError",
+    "Verdict",
+    "WaitTimeout",
     "agent",
+    "cancelled",
     "emit",
     "step",
+    "tool",
 ]

@@ -18,8 +18,9 @@ from typing import Any, cast
 from pydantic_core import PydanticSerializationError
 
 from longshift.agent import Agent
+from longshift.chain import carried
 from longshift.contract import Port
-from longshift.errors import ControlFlow, InvalidInput, LongshiftError, StepFailed, UsageError
+from longshift.errors import ControlFlow, Diverged, InvalidInput, LongshiftError, StepFailed, UsageError
 from longshift.events import Context, Event, Kind, NewEvent, encode, storable_json
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus
@@ -55,7 +56,7 @@ _KINDS = {
 
 
 def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEvent:
-    """``turn.started`` of the next attempt; the first one carries the input."""
+    """``turn.started`` of the next attempt; the first one carries the input, or, on a retry, which turn it goes on from."""
     attempt = record.attempts + 1
     payload: dict[str, Json] = {
         "attempt": attempt,
@@ -63,8 +64,11 @@ def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEv
         "version": agent.version,
         "at": now.isoformat(),
     }
+    if record.continues:
+        payload["retry_of"] = record.retry_of.hex if record.retry_of else None
     text = encode(payload)
-    if attempt == 1:  # by itself, as it was accepted: inside the payload it would be one level deeper than was checked
+    if attempt == 1 and not record.continues:
+        # by itself, as it was accepted: inside the payload it would be one level deeper than was checked
         text = f'{text[:-1]},"input":{encode(record.input)}}}'
     return NewEvent(Kind.TURN_STARTED, record.id, text)
 
@@ -82,29 +86,30 @@ def resumed(
 
     Args:
         record: the turn as it was before this attempt.
-        recorded: the turn's own events so far.
+        recorded: the turn's own events so far; on a retry, those of the turns before it, too.
         before: the session's context as of the turn's start; taken over, not copied.
         port: the outside.
         now: when this attempt began; the turn's clock starts with its first attempt.
         make: what to make of it.
     """
     first = next((event for event in recorded if event.kind == Kind.TURN_STARTED), None)
-    before.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
+    if not record.continues:  # else it is in the history already
+        before.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
     return make(
         record,
         attempt=record.attempts + 1,
-        replay=Replay(recorded),
+        replay=Replay(carried(recorded, turn_id=record.id), turn_id=record.id),
         context=before,
         port=port,
         started=now if first is None else datetime.fromisoformat(first.payload["at"]),
     )
 
 
-def left(record: TurnRecord, *, until: datetime | None) -> NewEvent:
-    """The turn leaves its worker: it waits ``until`` then, or (None) it was interrupted by a drain."""
-    if until is None:
+def left(record: TurnRecord, *, waits: bool, until: datetime | None = None) -> NewEvent:
+    """The turn leaves its worker: it waits, until then or (None) for what others bring; or it was interrupted by a drain."""
+    if not waits:
         return NewEvent(Kind.TURN_RESCHEDULED, record.id, encode({"reason": "drain"}))
-    return NewEvent(Kind.TURN_WAITING, record.id, encode({"until": until.isoformat()}))
+    return NewEvent(Kind.TURN_WAITING, record.id, encode({"until": until.isoformat() if until is not None else None}))
 
 
 async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executor) -> Outcome:
@@ -118,7 +123,9 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
             else:
                 function = partial(copy_context().run, partial(agent.function, turn, value))
                 result = await asyncio.get_running_loop().run_in_executor(threads, function)
-        return _succeeded(agent, result, limit=execution.port.max_event)
+        return _diverged(execution) or _succeeded(agent, result, limit=execution.port.max_event)
+    except Diverged as error:
+        return failed(error.code, str(error), step=error.step)
     except StepFailed as error:
         return failed(error.code, str(error), step=error.step, type=error.error_type)
     except InvalidInput as error:
@@ -133,6 +140,11 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
         if execution.cancelled_from_outside():
             raise
         return failed("agent_error", "the agent was cancelled by its own code", type="CancelledError")
+
+
+def _diverged(execution: Execution) -> Outcome | None:
+    error = execution.diverged
+    return None if error is None else failed(error.code, str(error), step=error.step)
 
 
 def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:

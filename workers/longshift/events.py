@@ -3,12 +3,12 @@
 Persisted format. A kind is never renamed and a field never changes its meaning; readers tolerate kinds and fields they
 do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, whose length is the ``schema_version``.
 
-    turn.started       {attempt, agent, version, input}      a worker began (or resumed) the turn
+    turn.started       {attempt, agent, version, input}      a worker began (or resumed) the turn; retry_of instead of input
     step.completed     {name, digest, result, attempts, started_at, ms}   key = replay key
     step.failed        {name, digest, error, attempts, started_at, ms}    final: the agent sees StepFailed, now and on replay
     value.recorded     {value}                               key = replay key; turn.now, turn.uuid, turn.random
-    wait.begun         {until, ...}                          key = replay key; a timer, signal, approval or child is awaited
-    wait.ended         {reason, ...}                         key = that of its wait.begun; what it was that came
+    wait.begun         {until, signal | approval | child | call}    key = replay key; without any of these: a timer
+    wait.ended         {reason, at, ...}                     key = that of its wait.begun; reason is what came, or timeout
     state.changed      {set: {k: v}, unset: [k]}             the session's state, by the agent
     message.said       {role, content}                       key = replay key; joins the session's history
     step.retrying      {name, attempt, until, error}         key = replay key; the next try comes later than this worker waits
@@ -71,6 +71,7 @@ class NewEvent:
     payload: str  # JSON text, encoded once by ``encode``
     key: str | None = None
     id: UUID = field(default_factory=new_id)
+    consumes: UUID | None = None  # the signal that it records: consumed by the statement that writes it, or not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def apply(context: Context, event: Event) -> None:
     payload = event.payload
     turn = event.turn_id.hex if event.turn_id else None
     match event.kind:
-        case Kind.TURN_STARTED if payload.get("attempt") == 1:
+        case Kind.TURN_STARTED if payload.get("attempt") == 1 and "retry_of" not in payload:
             context.history.append({"role": "user", "content": payload.get("input"), "turn_id": turn})
         case Kind.TURN_SUCCEEDED:
             context.history.append({"role": "assistant", "content": payload.get("output"), "turn_id": turn})

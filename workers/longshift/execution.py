@@ -1,6 +1,6 @@
 """One attempt at a turn, inside the worker: where its code stands, what it has recorded, and when it has to leave.
 
-Its steps are run by ``Stepper``, its branches and waits by ``Branches``.
+Its steps are run by ``Stepper``, its branches and timers by ``Branches``, its waits for what others bring by ``Awaiting``.
 
 The agent's author sees it through ``Turn``; the runner drives it; what it needs from the outside is ``Port``, which the
 runner implements with Postgres and Redis, and ``longshift.testing`` with a list.
@@ -18,9 +18,10 @@ from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
 from longshift.additions import Additions
+from longshift.awaiting import Awaiting
 from longshift.branching import Branches
 from longshift.contract import Port
-from longshift.errors import TurnEvicted, UsageError
+from longshift.errors import Diverged, TurnEvicted, UsageError
 from longshift.events import Context, Kind, NewEvent, encode
 from longshift.model import Json, TurnRecord
 from longshift.place import place, place_tasks, running_step, scope_place, stand
@@ -52,10 +53,13 @@ class Execution:
         self.on_quiet: Callable[[], None] = lambda: None  # draining, and no step is running any more
         self.waits = Waits(port.clock, self._idle)
         self.branches = Branches(self)
+        self.awaiting = Awaiting(self)
         self.stepper = self.make_stepper(self)
+        self.diverged: Diverged | None = None  # out of band: whatever the agent makes of the error, its turn has failed
         self._unwinding: str | None = None
         self._additions = Additions(context)
         self._order = replay.newest
+        self._calls = 0  # of irreversible tools, under way
         self._steps = 0
         self._draining = False
         self._blocked: set[concurrent.futures.Future[Any]] = set()
@@ -101,6 +105,7 @@ class Execution:
         await self.port.ready()
         if self._draining:
             await asyncio.get_running_loop().create_future()  # until the turn is unwound
+        await self.settle()
         self.check()
         self._steps += 1
         try:
@@ -108,6 +113,16 @@ class Execution:
         finally:
             self._steps -= 1
             self._quieten()
+
+    @contextmanager
+    def calling(self, seconds: float) -> Iterator[None]:
+        """Around the call of an irreversible tool, of at most so many seconds: the worker waits for it before it ends."""
+        self._calls += 1
+        try:
+            with self.port.underway.calling(seconds):
+                yield
+        finally:
+            self._calls -= 1
 
     def from_thread(self, awaitable: Awaitable[T]) -> T:
         """Block the agent's thread until the loop has done ``awaitable``.
@@ -175,10 +190,20 @@ class Execution:
         except RuntimeError:
             return False
 
+    def diverge(self, error: Diverged) -> Diverged:
+        """``error``, which fails the turn even if the agent catches it."""
+        self.diverged = self.diverged or error
+        return error
+
     def cancelled_from_outside(self) -> bool:
         """Whether a ``CancelledError`` here is somebody's wish, and not something that the code itself ran into."""
         task = asyncio.current_task()
         return self._unwinding is not None or task is None or task.cancelling() > 0
+
+    @property
+    def is_calling(self) -> bool:
+        """Whether an irreversible tool is being called, which may not be cut short."""
+        return self._calls > 0
 
     @property
     def busy(self) -> bool:
@@ -235,6 +260,19 @@ class Execution:
         text = encode(payload, limit=self.port.max_event)
         await self.port.append([NewEvent(kind, self.record.id, text, call_key)])
 
+    async def write(self, events: Sequence[NewEvent]) -> None:
+        """Make events durable that may consume signals."""
+        self.check()
+        await self.port.append(events)
+        self.awaiting.recorded(events)
+
+    async def settle(self) -> None:
+        """Before this branch does anything else that is durable: record how its last waits ended, if that was put off."""
+        late = self.scope().late
+        if late:
+            events, late[:] = list(late), []
+            await self.write(events)
+
     async def value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> Mapping[str, Json]:
         """Record ``payload`` under the next key of ``name``, or return what is recorded there, as JSON has it."""
         recorded, _ = await self._value(name, kind, payload)
@@ -243,16 +281,19 @@ class Execution:
     async def add(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> None:
         """The same for what joins the session's context."""
         recorded, order = await self._value(name, kind, payload)
-        self._additions.apply(kind, recorded, order=order, turn=self.record.id.hex)
+        if order is not None:
+            self._additions.apply(kind, recorded, order=order, turn=self.record.id.hex)
 
-    async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int]:
+    async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int | None]:
+        """What is recorded, and its place in the log; None: before this turn, so that its context has it already."""
         if running_step() is not None:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
         call = self.replay.call(self.scope(), name, digest="")
         if call.recorded is not None:
             await self.breathe()
-            return call.recorded.payload, call.recorded.order
+            return call.recorded.payload, None if call.recorded.earlier else call.recorded.order
         self.check()
+        await self.settle()
         text = encode(payload, limit=self.port.max_event)
         self._order += 1
         order = self._order

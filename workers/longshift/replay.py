@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.errors import UsageError
-from longshift.events import Event, Kind
+from longshift.events import Event, Kind, NewEvent
 from longshift.model import Json
 
 _NAME = re.compile(r"[^/#~\x00-\x1f]{1,128}\Z")
@@ -68,6 +68,7 @@ class Recorded:
     kind: str
     payload: Mapping[str, Json]
     order: int = 0  # its seq: grows along the log
+    earlier: bool = False  # by a turn that this one retries: the session's context has it already
 
     @property
     def digest(self) -> str:
@@ -99,6 +100,9 @@ class Scope:
     counted: bool = False  # among the branches that must wait before the turn leaves
     parent: Scope | None = None  # where it was forked
     calls: int = 0  # that a framework makes for it side by side: meanwhile it waits for them, and they count instead
+    # Within a branch of ``turn.race``: ends of waits, recorded with what the branch does next, or with its victory. If it
+    # loses first, they are forgotten: what came is still there for others. None elsewhere: they are recorded at once.
+    late: list[NewEvent] | None = None
     _random: Random | None = field(default=None, init=False)
 
     @property
@@ -108,10 +112,14 @@ class Scope:
             self._random = Random(f"{self.seed}/{self.path}")
         return self._random
 
-    def fork_branches(self, number: int) -> list[Scope]:
-        """The branches of the next ``turn.gather``."""
+    def fork_branches(self, number: int, *, racing: bool = False) -> list[Scope]:
+        """The branches of the next ``turn.gather`` or ``turn.race``."""
         self.gathers += 1
-        return [self._fork(f"{self.gathers - 1}.{index}") for index in range(number)]
+        branches = [self._fork(f"{self.gathers - 1}.{index}") for index in range(number)]
+        if racing or self.late is not None:
+            for branch in branches:
+                branch.late = []
+        return branches
 
     def fork_task(self) -> Scope:
         """The branch of a task that the agent starts by itself, numbered in the order of their creation."""
@@ -135,18 +143,28 @@ class Scope:
 class Replay:
     """The recorded calls of one turn, each handed out once."""
 
-    def __init__(self, events: Iterable[Event]) -> None:
+    def __init__(self, events: Iterable[Event], *, turn_id: UUID | None = None) -> None:
+        """``turn_id``: the turn that replays them; default: the one that recorded them."""
         latest: dict[str, Recorded] = {}
         self.diverged: set[str] = set()
+        self.retrying: dict[str, tuple[int, datetime]] = {}  # by key: tries so far, and when the next one is due
+        self.called: dict[str, str] = {}  # by key: the irreversible call that was started there last
         self.newest = 0  # seq of the newest event
         for event in events:
             self.newest = event.seq
             if event.key is None:
                 continue
             if event.kind in _REPLAYED:
-                latest[event.key] = Recorded(event.key, event.kind, event.payload, event.seq)
+                latest[event.key] = Recorded(
+                    event.key, event.kind, event.payload, event.seq, turn_id is not None and event.turn_id != turn_id
+                )
+            elif event.kind == Kind.STEP_RETRYING:
+                self.retrying[event.key] = event.payload["attempt"], datetime.fromisoformat(event.payload["until"])
+            elif event.kind == Kind.TOOL_STARTED:
+                self.called[event.key] = event.payload["call"]
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
+        self._skipped: list[str] = []
         self._recorded = frozenset(latest)
         self._taken = set(latest)
         self._waiting: dict[str, dict[int, Recorded]] = defaultdict(dict)
@@ -201,10 +219,15 @@ class Replay:
                     return self._waiting[other].pop(number)
         return None
 
+    def skip(self, path: str) -> None:
+        """The branch ``path`` will not run again: it has lost a race."""
+        self._skipped.append(path)
+
     @property
     def unused(self) -> list[str]:
         """Keys of recorded calls that the code has not made (yet)."""
-        return sorted(r.key for waiting in self._waiting.values() for r in waiting.values())
+        keys = (recorded.key for waiting in self._waiting.values() for recorded in waiting.values())
+        return sorted(key for key in keys if not key.startswith(tuple(self._skipped)))
 
 
 def digest_of(name: str, arguments: Mapping[str, Any]) -> str:
@@ -221,6 +244,19 @@ def to_json(value: Any) -> Json:
         return to_jsonable_python(_ordered(value), fallback=by_type, inf_nan_mode="strings", bytes_mode="base64")
     except (PydanticSerializationError, ValueError, RecursionError):
         return by_type(value)
+
+
+def exact_json(value: Any) -> Json:
+    """``value`` as JSON has it.
+
+    Raises:
+        TypeError, ValueError: some of it cannot be written as JSON.
+    """
+
+    def refuse(other: Any) -> Any:
+        raise TypeError(f"a {type(other).__qualname__} is no data")
+
+    return to_jsonable_python(_ordered(value), fallback=refuse, inf_nan_mode="strings", bytes_mode="base64")
 
 
 def _ordered(value: Any) -> Any:

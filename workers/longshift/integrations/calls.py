@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -118,20 +118,24 @@ async def call_tool(
         StepFailed: it failed for good.
     """
     definition = StepDefinition(step_name(name), invoke, policy.tool_retry)
-    with branch(execution, name, call_id):
+    async with branch(execution, name, call_id):
         return await execution.perform(definition, (arguments,), {})
 
 
-@contextmanager
-def branch(execution: Execution, tool: str, call_id: str | None) -> Iterator[None]:
+@asynccontextmanager
+async def branch(execution: Execution, tool: str, call_id: str | None) -> AsyncIterator[None]:
     """A branch for one tool call: the code inside may use the turn as the code of ``turn.gather`` branches does."""
     home = _home(execution)
+    mark = _mark(home, tool, call_id)
+    with standing(execution, beside(execution)):
+        await execution.settle()
     scope = Scope(
-        path=f"{home.path}{_mark(home, tool, call_id)}/",
+        path=f"{home.path}{mark}/",
         now=home.now,
         seed=home.seed,
         owner=asyncio.current_task(),
         parent=home,
+        late=None if home.late is None else [],
     )
     with _on_behalf(execution, scope):
         yield
@@ -147,16 +151,23 @@ class _Beside(Scope):
         assert self.parent is not None
         return self.parent.random
 
-    def fork_branches(self, number: int) -> list[Scope]:
+    def fork_branches(self, number: int, *, racing: bool = False) -> list[Scope]:
         assert self.parent is not None
-        return self.parent.fork_branches(number)
+        return self.parent.fork_branches(number, racing=racing)
 
 
 def beside(execution: Execution) -> Scope:
     """The branch whose code called the framework, for any task of the framework to record in."""
     home = _home(execution)
     return _Beside(
-        path=home.path, now=home.now, seed=home.seed, counters=home.counters, is_task=True, counted=True, parent=home
+        path=home.path,
+        now=home.now,
+        seed=home.seed,
+        counters=home.counters,
+        is_task=True,
+        counted=True,
+        parent=home,
+        late=home.late,
     )
 
 
@@ -187,6 +198,8 @@ def _on_behalf(execution: Execution, scope: Scope) -> Iterator[None]:
         if home.calls:
             execution.waits.end_branch()
         home.now = max(home.now, scope.now)
+        if home.late is not None and home.late is not scope.late:
+            home.late.extend(scope.late or ())
 
 
 def _home(execution: Execution) -> Scope:

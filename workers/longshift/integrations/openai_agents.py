@@ -179,7 +179,7 @@ def _record(tool: FunctionTool, effect: Effect | None, policy: Policy) -> None:
             return await invoke(context, arguments)
         _check_config(context)
         if effect is None:
-            with branch(execution, tool.name, context.tool_call_id):
+            async with branch(execution, tool.name, context.tool_call_id):
                 return await invoke(context, arguments)
 
         async def run(arguments: str) -> Json:

@@ -222,7 +222,7 @@ class _RecordedToolset(WrapperToolset[AgentDepsT]):
             return await super().call_tool(name, tool_args, ctx, tool)
         effect = self.capability.effect(name, tool)
         if effect is None:
-            with branch(execution, name, ctx.tool_call_id):
+            async with branch(execution, name, ctx.tool_call_id):
                 return await super().call_tool(name, tool_args, ctx, tool)
         ran = False
 

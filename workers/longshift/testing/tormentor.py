@@ -20,10 +20,10 @@ from longshift.clock import SYSTEM, Clock
 from longshift.errors import UsageError
 from longshift.model import Json, TurnStatus
 from longshift.testing.bench import as_sent, new_record, rehearse
-from longshift.testing.points import names_of, points_of
+from longshift.testing.points import names_of
 from longshift.testing.scenario import Scenario
 from longshift.testing.verdict import Breach, Ran, Row, Violation, judge
-from longshift.testing.world import Fault, Faults, Time, World
+from longshift.testing.world import Fault, Faults, Post, Time, World
 
 TURN = UUID("01900000-0000-7000-8000-000000000001")
 LIMIT = timedelta(seconds=60)
@@ -97,7 +97,7 @@ async def _torture(
     undisturbed, again = await _undisturbed(attempt, limit), await _undisturbed(attempt, limit)
     _check_same(undisturbed, again)
     _check_once(undisturbed, once)
-    points = points_of(undisturbed.result.events)
+    points = undisturbed.result.points
     plan = [(Fault.CRASH, point, Faults(crash_at=point)) for point in points]
     plan += [(Fault.PAUSE, point, Faults(pause_at=point)) for point in points]
     plan += [(Fault.DOUBLE, "", Faults(deliver_twice=True))]
@@ -119,7 +119,8 @@ async def _run(scenario: Scenario, *, clock: Clock, faults: Faults) -> Ran:
     now = clock.now()
     record = new_record(agent, sent, session_id=TURN, metadata={}, now=now, until=now + DEADLINE)
     record = replace(record, id=TURN, root_turn_id=TURN, tenant_id=TURN)
-    world = World(record, [], dict(scenario.artifacts), Time(clock), faults)
+    post = Post(scenario.signals, scenario.approve)
+    world = World(record, [], dict(scenario.artifacts), Time(clock), faults, post=post)
     result = await rehearse(agent, world, fake=scenario.fake)
     return Ran(result, scenario.effects.counts)
 
