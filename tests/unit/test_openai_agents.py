@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from agents import Agent as SdkAgent
 from agents import (
-    FunctionTool,
     GuardrailFunctionOutput,
     InputGuardrail,
     LocalShellTool,
@@ -27,12 +26,11 @@ from agents import (
 )
 from agents.items import TResponseStreamEvent
 from agents.testing import ScriptedModel, assistant_message, function_call
-from agents.tool_context import ToolContext
 from pydantic import BaseModel
 
-from longshift import Agent, Retry, Turn, UsageError, agent, step
+from longshift import Agent, Retry, ToolCall, Turn, UsageError, agent, step, tool
 from longshift.events import Event, Kind
-from longshift.integrations.openai_agents import TurnSession, as_tool, durable
+from longshift.integrations.openai_agents import TurnSession, as_tool, current_call, durable
 from longshift.testing import Effects, Result, Scenario, named_crash_points, run, torture
 
 QUIET = RunConfig(tracing_disabled=True)
@@ -126,14 +124,14 @@ class World:
 
     def _agent(self) -> Agent[str, Weather]:
         @function_tool
-        async def slow(context: ToolContext[Any], city: str) -> Weather:
+        async def slow(city: str) -> Weather:
             await asyncio.sleep(0)
-            self.effects.add("slow", key=context.tool_call_id)
+            self.effects.add("slow", key=current_call().key)
             return Weather(city=city, degrees=3)
 
         @function_tool
-        def fast(context: ToolContext[Any], city: str) -> str:
-            self.effects.add("fast", key=context.tool_call_id)
+        def fast(city: str) -> str:
+            self.effects.add("fast", key=current_call().key)
             return city
 
         async def harmless(context: RunContextWrapper[Any], agent: Any, said: Any) -> GuardrailFunctionOutput:
@@ -312,8 +310,8 @@ def test_an_agent_that_is_a_tool_records_its_own_requests() -> None:
     inner_model = Provider("inner", says("inner"))
     inner = SdkAgent(name="inner", model=inner_model)
     model = Provider("outer", [call("delegate", "c1", input="go")], says("outer"))
-    tool = inner.as_tool("delegate", "Delegates.", run_config=QUIET)
-    helper = durable(SdkAgent(name="outer", model=model, tools=[tool]))
+    delegate = inner.as_tool("delegate", "Delegates.", run_config=QUIET)
+    helper = durable(SdkAgent(name="outer", model=model, tools=[delegate]))
     result = run(in_turn(helper), "?", crash_at="after step.completed @c1/model:inner")
     assert (result.output, inner_model.asked, model.asked) == ("outer", 1, 2)
 
@@ -436,30 +434,39 @@ def test_tools_that_come_later_are_recorded_too() -> None:
     assert len(called) == 1
 
 
-class Counted:
-    """Stands in for what ``longshift.tool`` makes."""
+def test_a_longshift_tool_keeps_its_own_effect_and_key() -> None:
+    counted: list[int] = []
 
-    name, description = "count", "Counts."
+    @tool(effect="irreversible")
+    async def count(call: ToolCall, n: int) -> str:
+        """Counts."""
+        counted.append(n)
+        return f"counted {n}"
 
-    def __init__(self) -> None:
-        self.schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
-        self.called: list[tuple[object, str | None]] = []
+    made = as_tool(count)
+    assert (made.name, made.description) == ("count", "Counts.")
+    asks = [[call_with("c1", n="x")], [call_with("c2", n=3)], [call_with("c3", n=3)]]
+    model = Provider("fake", *asks, says("done"))
+    helper = durable(SdkAgent(name="helper", model=model, tools=[made]))
+    outputs: list[object] = []
 
-    async def call(self, arguments: object, id: str | None = None) -> str:  # noqa: A002
-        self.called.append((arguments, id))
-        return await _counted(arguments)
+    @agent("counter")
+    async def counter(turn: Turn, question: str) -> str:
+        result = await Runner.run(helper, question, run_config=QUIET)
+        outputs[:] = [item.output for item in result.new_items if item.type == "tool_call_output_item"]
+        return str(result.final_output)
+
+    result = run(counter, "?", crash_at="before step.completed @c2/count")
+    assert (result.output, counted) == ("done", [3])
+    assert "arguments do not fit tool 'count'" in str(outputs[0])
+    assert outputs[1] == "counted 3"
+    assert "not repeated" in str(outputs[2])
 
 
-@step(name="count")
-async def _counted(arguments: object) -> str:
-    return "counted"
+def call_with(call_id: str, **arguments: object) -> Any:
+    return call("count", call_id, **arguments)
 
 
-def test_a_longshift_tool_records_itself() -> None:
-    tool = Counted()
-    made = as_tool(tool)
-    assert isinstance(made, FunctionTool)
-    model = Provider("fake", [call("count", "c1", n=3)], says("done"))
-    result = run(in_turn(durable(SdkAgent(name="helper", model=model, tools=[made]))), "?")
-    assert (result.output, tool.called) == ("done", [({"n": 3}, "c1")])
-    assert keys(result) == ["model:fake#0", "@c1/count#0", "model:fake#1"]
+def test_an_irreversible_tool_has_to_be_one_of_longshift() -> None:
+    with pytest.raises(UsageError, match=r"tool 'pay' cannot be irreversible.* Make it a longshift @tool"):
+        durable(SdkAgent(name="helper"), effects={"pay": "irreversible"})

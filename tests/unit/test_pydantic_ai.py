@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
     ModelResponse,
+    RetryPromptPart,
     TextPart,
     ToolCallPart,
     ToolReturn,
@@ -25,9 +27,9 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from longshift import Agent, Retry, StepFailed, Turn, UsageError, agent, emit, step
+from longshift import Agent, Retry, StepFailed, Tool, ToolCall, Turn, UsageError, agent, emit, step, tool
 from longshift.events import Event, Kind
-from longshift.integrations.pydantic_ai import LongshiftDurability, as_tool, keep_messages, past_messages
+from longshift.integrations.pydantic_ai import LongshiftDurability, as_tool, current_call, keep_messages, past_messages
 from longshift.testing import Effects, Result, Scenario, named_crash_points, run, torture
 
 Plan = Callable[[list[ModelMessage]], ModelResponse]
@@ -108,15 +110,15 @@ class World:
     def _agent(self) -> Agent[str, Weather]:
         helper = PydanticAgent(self.provider.model, output_type=Weather, capabilities=[LongshiftDurability[None]()])
 
-        @helper.tool
-        async def slow(ctx: RunContext[None], city: str) -> Weather:
+        @helper.tool_plain
+        async def slow(city: str) -> Weather:
             await asyncio.sleep(0)
-            self.effects.add("slow", key=ctx.tool_call_id)
+            self.effects.add("slow", key=current_call().key)
             return Weather(city=city, degrees=3)
 
-        @helper.tool
-        def fast(ctx: RunContext[None], city: str) -> ToolReturn:
-            self.effects.add("fast", key=ctx.tool_call_id)
+        @helper.tool_plain
+        def fast(city: str) -> ToolReturn:
+            self.effects.add("fast", key=current_call().key)
             return ToolReturn(return_value=city, content=[BinaryContent(b"\xff\x00", media_type="image/png")])
 
         @agent("weather")
@@ -258,7 +260,10 @@ def test_a_plain_tool_may_use_the_turn_and_wait_without_a_worker() -> None:
 
     @agent("patient")
     async def patient(turn: Turn, question: str) -> str:
-        return (await helper.run(question, deps=turn)).output
+        begun = turn.now()
+        output = (await helper.run(question, deps=turn)).output
+        assert turn.now() - begun >= timedelta(days=2)
+        return output
 
     result = run(patient, "?")
     assert (result.output, sent, provider.asked) == ("done", ["b", "a"], 2)
@@ -406,32 +411,103 @@ def test_an_effect_that_there_is_not_is_refused() -> None:
         LongshiftDurability(effects={"x": "wirte"})  # type: ignore[dict-item]
 
 
-class Counted:
-    """Stands in for what ``longshift.tool`` makes."""
-
-    name, description = "count", "Counts."
-
-    def __init__(self) -> None:
-        self.schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
-        self.called: list[tuple[object, str | None]] = []
-
-    async def call(self, arguments: object, id: str | None = None) -> str:  # noqa: A002
-        self.called.append((arguments, id))
-        return await _counted(arguments)
+Keys = list[tuple[int, str]]
 
 
-@step(name="count")
-async def _counted(arguments: object) -> str:
-    return "counted"
+def counting(keys: Keys) -> Tool[[int], Coroutine[Any, Any, str]]:
+    @tool(effect="irreversible")
+    async def count(call: ToolCall, n: int) -> str:
+        """Counts."""
+        keys.append((n, call.key))
+        return f"counted {n}"
+
+    return count
 
 
-def test_a_longshift_tool_records_itself() -> None:
-    tool = Counted()
-    provider = Provider(calls(("count", {"n": 3})), says("done"))
-    helper = PydanticAgent(provider.model, tools=[as_tool(tool)], capabilities=[LongshiftDurability()])
+def test_a_longshift_tool_keeps_its_own_effect_and_key_and_tells_the_model_what_was_not_repeated() -> None:
+    keys_seen: Keys = []
+    provider = Provider(
+        calls(("count", {"n": "x"})), calls(("count", {"n": 3})), calls(("count", {"n": 3})), says("done")
+    )
+    durability = LongshiftDurability[None]()
+    helper = PydanticAgent(provider.model, tools=[as_tool(counting(keys_seen))], capabilities=[durability])
+    told: list[object] = []
+
+    @agent("counter")
+    async def counter(turn: Turn, question: str) -> str:
+        result = await helper.run(question)
+        parts = [part for message in result.all_messages() for part in message.parts]
+        told[:] = [part.content for part in parts if isinstance(part, ToolReturnPart | RetryPromptPart)]
+        return result.output
+
+    result = run(counter, "?", crash_at="before step.completed @call_0/count")
+    assert (result.output, [n for n, _ in keys_seen]) == ("done", [3])
+    wrong, first, second = told
+    assert "arguments do not fit tool 'count'" in str(wrong)
+    assert first == "counted 3"
+    assert isinstance(second, dict)
+    assert second["note"].startswith("not repeated: done at ")
+
+
+def test_an_irreversible_tool_of_the_framework_is_called_once_and_doubt_is_told() -> None:
+    provider = Provider(calls(("send", {"to": "a"})), calls(("send", {"to": "a"})), says("done"))
+    helper = PydanticAgent(provider.model, capabilities=[LongshiftDurability[None](effects={"send": "irreversible"})])
+    sent: list[str] = []
+
+    @helper.tool_plain
+    async def send(to: str) -> str:
+        sent.append(current_call().key)
+        return to
+
+    seen: list[object] = []
+
+    @agent("sender")
+    async def sender(turn: Turn, question: str) -> str:
+        result = await helper.run(question)
+        parts = [part for message in result.all_messages() for part in message.parts]
+        seen[:] = [part.content for part in parts if isinstance(part, ToolReturnPart)]
+        return result.output
+
+    assert run(sender, "?", crash_at="before step.completed @call_0/send").output == "done"
+    assert len(sent) == 1
+    first, second = seen
+    assert (first, isinstance(second, dict) and second["result"]) == ("a", "a")
+    assert "not repeated" in str(second)
+    in_doubt = run(in_turn(helper), "?", crash_at="before ledger.end @call_0/send")
+    assert in_doubt.error is not None
+    assert (in_doubt.error["code"], in_doubt.error["step"], provider.asked) == ("outcome_unknown", "send", 4)
+    assert len(sent) == 2  # once in each of the two turns
+
+
+def test_an_irreversible_tool_that_raises_is_in_doubt() -> None:
+    provider = Provider(calls(("send", {})), says("done"))
+    durability = LongshiftDurability[None](effects={"send": "irreversible"}, tool_retry=Retry(attempts=3))
+    helper = PydanticAgent(provider.model, capabilities=[durability])
+    sent: list[int] = []
+
+    @helper.tool_plain
+    def send() -> None:
+        sent.append(1)
+        raise OSError("the line broke")
+
     result = run(in_turn(helper), "?")
-    assert (result.output, tool.called) == ("done", [({"n": 3}, "call_0")])
-    assert keys(result) == ["model:fake#0", "@call_0/count#0", "model:fake#1"]
+    assert result.error is not None
+    assert (result.error["code"], len(sent)) == ("outcome_unknown", 1)
+
+
+def test_the_key_of_a_call_is_the_same_on_each_try_of_it() -> None:
+    provider = Provider(calls(("send", {})), says("done"))
+    helper = PydanticAgent(provider.model, capabilities=[LongshiftDurability()])
+    sent: list[str] = []
+
+    @helper.tool_plain
+    def send() -> None:
+        sent.append(current_call().headers()["Idempotency-Key"])
+
+    assert run(in_turn(helper), "?", crash_at="before step.completed @call_0/send").output == "done"
+    run(in_turn(helper), "?", crash_at="before ledger.end @call_0/send")
+    assert len(sent) == 3
+    assert len(set(sent)) == 2  # of two turns
 
 
 def test_two_runs_side_by_side_keep_their_records_apart() -> None:

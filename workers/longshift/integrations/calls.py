@@ -12,6 +12,7 @@ Requests that run side by side in one branch (guardrails, ``asyncio.gather``) fi
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,36 +20,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 from longshift.errors import UsageError
 from longshift.execution import Execution
-from longshift.model import Json
+from longshift.model import Dedupe, Effect, Json
 from longshift.place import current, running_step, scope_place
 from longshift.replay import Scope
 from longshift.steps import ONCE, Retry, StepDefinition
+from longshift.tooling import Told, ToolCall, ToolSpec, making, own_call, visible
 
-Effect = Literal["read", "write", "irreversible"]
-EFFECTS: frozenset[Effect | None] = frozenset({"read", "write", "irreversible", None})
-T = TypeVar("T")
+EffectName = Literal["read", "write", "irreversible"]
+EFFECTS: frozenset[EffectName | None] = frozenset({"read", "write", "irreversible", None})
 _NOT_IN_NAMES = re.compile(r"[/#~\x00-\x1f]")
 _NOT_IN_MARKS = re.compile(r"[^\w.-]")
 _MADE_UP = re.compile(r"[0-9a-f]{32}\Z")  # a framework's own id for a call that came without one: another in every run
-
-
-class LongshiftTool(Protocol):
-    """What ``longshift.tool`` makes: it records its calls itself, with an effect of its own."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def description(self) -> str: ...
-
-    @property
-    def schema(self) -> Mapping[str, Any]: ...
-
-    async def call(self, arguments: Mapping[str, Any], id: str | None = None) -> Any: ...  # noqa: A002
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +45,15 @@ class Policy:
         retry: of model requests.
         timeout: of one try of a model request.
         tool_retry: of tool calls.
+        tool_timeout: of one try of a tool call.
         effects: of tools by name; None: it is plain code of the agent, which may itself use the turn.
     """
 
     retry: Retry = ONCE
     timeout: timedelta | None = None
     tool_retry: Retry = ONCE
-    effects: Mapping[str, Effect | None] | None = None
+    tool_timeout: timedelta | None = None
+    effects: Mapping[str, EffectName | None] | None = None
 
     def __post_init__(self) -> None:
         for name, effect in (self.effects or {}).items():
@@ -75,7 +63,7 @@ class Policy:
                     "for plain code of the agent"
                 )
 
-    def effect(self, tool: str) -> Effect | None:
+    def effect(self, tool: str) -> EffectName | None:
         return (self.effects or {}).get(tool, "write")
 
 
@@ -102,24 +90,68 @@ async def step(
         return await execution.perform(definition, digested, {})
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a tool call came to; ``note`` tells the model that it was not made, because it had been before."""
+
+    value: Json
+    note: str | None = None
+
+
 async def call_tool(
     execution: Execution,
     name: str,
     call_id: str | None,
-    invoke: Callable[..., Awaitable[Json]],
-    arguments: Any,
+    invoke: Callable[[], Awaitable[Json]],
+    arguments: Mapping[str, Any],
     *,
-    effect: Effect,
+    effect: EffectName,
     policy: Policy,
-) -> Json:
-    """One tool call, as a step in a branch of its own; ``invoke`` is called with ``arguments``.
+) -> Outcome:
+    """One tool call, through the ledger, in a branch of its own.
+
+    Args:
+        call_id: the framework's own id of the call, which makes its key.
+        invoke: makes the call.
+        arguments: what the ledger has as its input.
 
     Raises:
         StepFailed: it failed for good.
     """
-    definition = StepDefinition(step_name(name), invoke, policy.tool_retry)
+    dedupe = Dedupe.TURN if effect == "irreversible" else Dedupe.CALL
+    told = Told()
+    definition = StepDefinition(
+        step_name(name),
+        visible(_with_parameters(invoke, arguments)),
+        policy.tool_retry,
+        policy.tool_timeout,
+        tool=ToolSpec(name, Effect(effect), dedupe, call_id=call_id, told=told),
+    )
     async with branch(execution, name, call_id):
-        return await execution.perform(definition, (arguments,), {})
+        value = await execution.perform(definition, (), arguments)
+    note = None if told.done_at is None else f"not repeated: done at {told.done_at.isoformat(timespec='seconds')}"
+    return Outcome(value, note)
+
+
+def _with_parameters(invoke: Callable[[], Awaitable[Json]], arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """``invoke`` as a function that takes ``arguments``: so they stand in the ledger as they do for any other tool."""
+
+    async def call(**_: Any) -> Json:
+        return await invoke()
+
+    with suppress(ValueError):  # a name that is none in Python: then they are one parameter, a mapping
+        names = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in arguments]
+        call.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    return call
+
+
+def current_call() -> ToolCall:
+    """The call that a framework's tool is running for: its ``key`` is what the tool's own requests should carry.
+
+    Outside a turn it is one that nobody else has.
+    """
+    now = making.get()
+    return own_call("tool") if now is None else now.call
 
 
 @asynccontextmanager

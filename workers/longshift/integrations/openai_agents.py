@@ -19,19 +19,20 @@ from typing import Any, TypeVar, cast
 
 from pydantic_core import to_jsonable_python
 
-from longshift.errors import UsageError
+from longshift.errors import InvalidInput, ToolDenied, UsageError
 from longshift.integrations.calls import (
-    Effect,
-    LongshiftTool,
+    EffectName,
     Policy,
     beside,
     branch,
     call_tool,
+    current_call,
     standing,
     turn_here,
 )
 from longshift.model import Json
 from longshift.steps import ONCE, Retry
+from longshift.tools import Tool as LongshiftTool
 from longshift.turn import Turn
 
 try:
@@ -75,7 +76,8 @@ def durable(
     retry: Retry = ONCE,
     timeout: timedelta | None = None,
     tool_retry: Retry = ONCE,
-    effects: Mapping[str, Effect | None] | None = None,
+    tool_timeout: timedelta | None = None,
+    effects: Mapping[str, EffectName | None] | None = None,
     stream: bool = False,
     model_provider: ModelProvider | None = None,
 ) -> A:
@@ -91,15 +93,24 @@ def durable(
         retry: of model requests. What the provider's ``Retry-After`` says is believed.
         timeout: of one try of a model request; default ``LONGSHIFT_STEP_TIMEOUT``.
         tool_retry: of tools that raise. Most do not: what ``function_tool`` makes turns errors into answers to the model.
-        effects: of tools, by name.
+        tool_timeout: of one try of a tool call; default ``LONGSHIFT_STEP_TIMEOUT``.
+        effects: of tools, by name: "read", "write" or None.
         stream: request the model's answers as streams and show their text to whoever follows the turn. What
             ``Runner.run_streamed`` requests is always shown.
         model_provider: of models given by name. Default: the SDK's own; that of a ``RunConfig`` is not asked.
 
     Raises:
-        UsageError: it has a tool that the SDK runs on this machine in a way of its own, such as a shell.
+        UsageError: it has a tool that the SDK runs on this machine in a way of its own, such as a shell; or an effect says
+            ``irreversible``, which only a longshift tool can be here.
     """
-    policy = Policy(retry=retry, timeout=timeout, tool_retry=tool_retry, effects=effects)
+    policy = Policy(retry, timeout, tool_retry, tool_timeout, effects)
+    for name, effect in (effects or {}).items():
+        if effect == "irreversible":
+            raise UsageError(
+                f"tool {name!r} cannot be irreversible: what function_tool and MCP servers give turns errors into answers, so "
+                'that nobody would see that a call is in doubt. Make it a longshift @tool(effect="irreversible") and give '
+                "as_tool(...) of it to the agent"
+            )
     _Durable(policy, stream=stream, provider=model_provider).make(agent)
     return agent
 
@@ -169,7 +180,7 @@ class _Durable:
         _record(tool, effect, self.policy)
 
 
-def _record(tool: FunctionTool, effect: Effect | None, policy: Policy) -> None:
+def _record(tool: FunctionTool, effect: EffectName | None, policy: Policy) -> None:
     vars(tool)[_MARK] = True
     invoke = tool.on_invoke_tool
 
@@ -182,10 +193,15 @@ def _record(tool: FunctionTool, effect: Effect | None, policy: Policy) -> None:
             async with branch(execution, tool.name, context.tool_call_id):
                 return await invoke(context, arguments)
 
-        async def run(arguments: str) -> Json:
+        async def run() -> Json:
             return _as_json(await invoke(context, arguments), typed=tool.output_json_schema is not None)
 
-        return await call_tool(execution, tool.name, context.tool_call_id, run, arguments, effect=effect, policy=policy)
+        outcome = await call_tool(
+            execution, tool.name, context.tool_call_id, run, _parsed(arguments), effect=effect, policy=policy
+        )
+        if outcome.note is None:
+            return outcome.value
+        return json.dumps({"result": outcome.value, "note": outcome.note})
 
     prepare = getattr(invoke, "prepare_arguments", None)
     if prepare is None:
@@ -208,14 +224,17 @@ def _check_config(context: ToolContext[Any]) -> None:
         )
 
 
-def as_tool(tool: LongshiftTool) -> FunctionTool:
+def as_tool(tool: LongshiftTool[..., Any]) -> FunctionTool:
     """A longshift tool for an agent of the SDK, with its own name, schema and effect.
 
     The call is recorded by the tool itself, under the model's id for the call; it needs no ``durable``, but a turn.
     """
 
     async def invoke(context: ToolContext[Any], arguments: str) -> Any:
-        return await tool.call(json.loads(arguments or "{}"), id=context.tool_call_id)
+        try:
+            return await tool.call(_parsed(arguments), id=context.tool_call_id)
+        except (InvalidInput, ToolDenied) as error:
+            return str(error)
 
     made = FunctionTool(
         name=tool.name,
@@ -275,6 +294,15 @@ class TurnSession:
             await self._turn.say(content, role=ITEMS)
 
 
+def _parsed(arguments: str) -> dict[str, Any]:
+    """The arguments as the model has written them; those that are no JSON object are one text."""
+    try:
+        found = json.loads(arguments or "{}")
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"arguments": arguments}
+
+
 def _as_json(value: Any, *, typed: bool) -> Json:
     """What a tool gave, as the model will be given it: the SDK sends the text of what it does not know."""
     if typed or isinstance(value, _OUTPUTS):
@@ -287,4 +315,4 @@ def _as_json(value: Any, *, typed: bool) -> Json:
         return str(value)
 
 
-__all__ = ["TurnSession", "as_tool", "durable"]
+__all__ = ["TurnSession", "as_tool", "current_call", "durable"]

@@ -20,21 +20,23 @@ from typing import Any, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from longshift.errors import ControlFlow, UsageError
+from longshift.errors import ControlFlow, InvalidInput, ToolDenied, UsageError
 from longshift.integrations.calls import (
     EFFECTS,
-    Effect,
-    LongshiftTool,
+    EffectName,
     Policy,
     beside,
     branch,
     call_tool,
+    current_call,
     standing,
     step,
     turn_here,
 )
 from longshift.model import Json
+from longshift.replay import to_json
 from longshift.steps import ONCE, Retry
+from longshift.tools import Tool as LongshiftTool
 from longshift.turn import Turn
 
 try:
@@ -100,7 +102,8 @@ class LongshiftDurability(BaseDurabilityCapability[AgentDepsT]):
         retry: Retry = ONCE,
         timeout: timedelta | None = None,
         tool_retry: Retry = ONCE,
-        effects: Mapping[str, Effect | None] | None = None,
+        tool_timeout: timedelta | None = None,
+        effects: Mapping[str, EffectName | None] | None = None,
         stream: bool = False,
     ) -> None:
         """
@@ -108,12 +111,13 @@ class LongshiftDurability(BaseDurabilityCapability[AgentDepsT]):
             retry: of model requests. What the provider's ``Retry-After`` says is believed.
             timeout: of one try of a model request; default ``LONGSHIFT_STEP_TIMEOUT``.
             tool_retry: of tool calls that raise. A ``ModelRetry`` is an answer to the model, not a failure.
+            tool_timeout: of one try of a tool call; default ``LONGSHIFT_STEP_TIMEOUT``.
             effects: of tools, by name.
             stream: request the model's answers as streams and show their text to whoever follows the turn. Requests that
                 the agent itself makes as streams are always shown.
         """
         super().__init__(name="agent")  # names of steps are made of the model's and the tools', not of the agent's
-        self.policy = Policy(retry=retry, timeout=timeout, tool_retry=tool_retry, effects=effects)
+        self.policy = Policy(retry, timeout, tool_retry, tool_timeout, effects)
         self.stream = stream
         self._backend = _Backend()
 
@@ -158,7 +162,7 @@ class LongshiftDurability(BaseDurabilityCapability[AgentDepsT]):
     def get_wrapper_toolset(self, toolset: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT] | None:
         return _RecordedToolset(toolset, self)
 
-    def effect(self, name: str, tool: ToolsetTool[AgentDepsT]) -> Effect | None:
+    def effect(self, name: str, tool: ToolsetTool[AgentDepsT]) -> EffectName | None:
         """What the tool does to the world; None: it is plain code of the agent.
 
         Raises:
@@ -173,7 +177,7 @@ class LongshiftDurability(BaseDurabilityCapability[AgentDepsT]):
                 f"tool {name!r} has metadata={{'longshift': {said!r}}}: write 'read', 'write' or 'irreversible', or False "
                 "for plain code of the agent"
             )
-        return cast(Effect | None, effect)
+        return cast(EffectName | None, effect)
 
     @contextmanager
     def unit(self, ctx: RunContext[AgentDepsT]) -> Iterator[RunContext[AgentDepsT]]:
@@ -226,19 +230,21 @@ class _RecordedToolset(WrapperToolset[AgentDepsT]):
                 return await super().call_tool(name, tool_args, ctx, tool)
         ran = False
 
-        async def invoke(arguments: Mapping[str, Any]) -> Json:
+        async def invoke() -> Json:
             nonlocal ran
             ran = True
             with self.capability.unit(ctx) as guarded:
                 return await _outcome(self.wrapped.call_tool(name, tool_args, guarded, tool))
 
+        told = cast(dict[str, Any], to_json(tool_args))
         try:
-            recorded = await call_tool(
-                execution, name, ctx.tool_call_id, invoke, tool_args, effect=effect, policy=self.capability.policy
+            outcome = await call_tool(
+                execution, name, ctx.tool_call_id, invoke, told, effect=effect, policy=self.capability.policy
             )
         finally:
             record_durable_unit(executed=ran)
-        return _result(recorded)
+        result = _result(outcome.value)
+        return result if outcome.note is None else {"result": result, "note": outcome.note}
 
 
 class _Backend(CallableOperationBackend[None]):
@@ -269,14 +275,19 @@ class _Backend(CallableOperationBackend[None]):
         return await step(execution, name, run)
 
 
-def as_tool(tool: LongshiftTool) -> Tool[Any]:
+def as_tool(tool: LongshiftTool[..., Any]) -> Tool[Any]:
     """A longshift tool for a pydantic-ai agent, with its own name, schema and effect.
 
     The call is recorded by the tool itself, under the model's id for the call; it needs no capability, but a turn.
     """
 
     async def call(ctx: RunContext[Any], **arguments: Any) -> Any:
-        return await tool.call(arguments, id=ctx.tool_call_id)
+        try:
+            return await tool.call(arguments, id=ctx.tool_call_id)
+        except InvalidInput as error:
+            raise ModelRetry(str(error)) from error
+        except ToolDenied as error:
+            raise ToolFailed(str(error)) from error
 
     made: Tool[Any] = Tool.from_schema(call, tool.name, tool.description, dict(tool.schema), takes_ctx=True)
     made.metadata = {"longshift": False}
@@ -336,4 +347,4 @@ def _result(recorded: Any) -> Any:
             raise UsageError(f"the recorded outcome of a tool call is none that this release knows: {sorted(recorded)}")
 
 
-__all__ = ["LongshiftDurability", "ModelFailed", "as_tool", "keep_messages", "past_messages"]
+__all__ = ["LongshiftDurability", "ModelFailed", "as_tool", "current_call", "keep_messages", "past_messages"]
