@@ -16,6 +16,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from longshift.db.database import Database
+from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import AlreadyAnswered, InvalidInput, NotFound
 from longshift.events import encode
 from longshift.model import ApprovalRecord, Claim, Json, Prefix, show_id
@@ -28,7 +29,8 @@ FIND = text(f"SELECT {_COLUMNS} FROM approvals a WHERE a.id = :id AND a.tenant_i
 LISTED = f"""
 SELECT {_COLUMNS} FROM approvals a
  WHERE a.tenant_id = :tenant AND (CAST(:before AS uuid) IS NULL OR a.id < :before)
-   AND (CAST(:session AS uuid) IS NULL OR a.session_id = :session)"""
+   AND (CAST(:session AS uuid) IS NULL OR a.session_id = :session)
+   AND (CAST(:turn AS uuid) IS NULL OR a.turn_id = :turn)"""
 ALL = text(f"{LISTED} ORDER BY a.id DESC LIMIT :limit")
 OPEN = text(f"{LISTED} AND {_OPEN} ORDER BY a.id DESC LIMIT :limit")
 OPEN_OF_NAME = text(f"""
@@ -91,16 +93,23 @@ async def listed(
     tenant_id: UUID,
     open_only: bool = True,
     session_id: UUID | None = None,
+    turn_id: UUID | None = None,
     before: UUID | None = None,
     limit: int = 20,
 ) -> list[ApprovalRecord]:
     """Newest first; ``before`` is the id of the last one of the page before."""
-    params = {"tenant": tenant_id, "session": session_id, "before": before, "limit": limit}
+    params = {"tenant": tenant_id, "session": session_id, "turn": turn_id, "before": before, "limit": limit}
     return [_record(row) for row in await db.fetch(OPEN if open_only else ALL, params)]
 
 
 async def answer(
-    db: Database, approval_id: UUID, *, tenant_id: UUID, answer: Json, by: UUID | None = None
+    db: Database,
+    approval_id: UUID,
+    *,
+    tenant_id: UUID,
+    answer: Json,
+    by: UUID | None = None,
+    idempotency: Idempotency | None = None,
 ) -> tuple[ApprovalRecord, Rung]:
     """Decide, and wake the turn. Returns the approval as it now is, and the (session, queue) to ring.
 
@@ -110,19 +119,24 @@ async def answer(
         tenant_id: whose it must be.
         answer: ``{granted, comment}``, or just whether it is granted.
         by: the API key of whoever decides.
+        idempotency: an equal request that was granted before is granted again; its answer may have been lost.
 
     Raises:
         NotFound: there is no such approval.
         AlreadyAnswered: somebody was first, or nobody waits for it any more.
         InvalidInput: ``answer`` does not say whether.
+        IdempotencyMismatch: the key was used with another body.
     """
     decided = verdict(answer)
+    key = {"id": approval_id, "tenant": tenant_id}
     async with db.transaction() as tx:
-        if (await tx.execute(LOCK, {"id": approval_id, "tenant": tenant_id})).first() is None:
+        if idempotency is not None and await remember(tx, idempotency, tenant_id=tenant_id, resource_id=approval_id):
+            return _record((await tx.execute(FIND, key)).one()), []
+        if (await tx.execute(LOCK, key)).first() is None:
             raise NotFound(f"there is no approval {show_id(Prefix.APPROVAL, approval_id)}")
         row = await decide(tx, approval_id, decided, by=by)
         if row is None:
-            found = (await tx.execute(FIND, {"id": approval_id, "tenant": tenant_id})).one()
+            found = (await tx.execute(FIND, key)).one()
             raise AlreadyAnswered(_told(_record(found)))
     return _record(row), [(row.session_id, row.queue)]
 

@@ -90,6 +90,7 @@ class Accepted:
     resource_id: UUID
     ring: Sequence[tuple[UUID, str]] = ()  # (session, queue): send these wake-ups now that it is committed
     replayed: bool = False
+    approval_id: UUID | None = None  # of a signal: the approval that it has answered
 
 
 async def submit(

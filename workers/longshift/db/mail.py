@@ -62,7 +62,11 @@ WITH s AS (
 INSERT INTO mail (id, session_id, kind, name, payload) SELECT :id, s.id, 'signal', :name, CAST(:payload AS json) FROM s
 RETURNING (SELECT queue FROM s) AS queue""")
 STANDS = text("SELECT 1 FROM sessions WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker")
-CONSUME = text("UPDATE mail SET consumed_at = clock_timestamp() WHERE id = :id")
+CONSUME = text("UPDATE mail SET consumed_at = clock_timestamp(), turn_id = :turn WHERE id = :id")
+# by the times: a session's approvals are answered one after the other, under its lock
+ANSWERED = text("""
+SELECT a.id FROM mail m JOIN approvals a ON a.session_id = m.session_id AND a.turn_id = m.turn_id AND a.name = m.name
+ WHERE m.id = :id AND a.answered_at BETWEEN m.created_at AND m.consumed_at""")
 # One statement, so that what is found and ``mail_seq`` are of one moment. Whether the caller still holds the session does not
 # matter: what it makes of this is fenced.
 LOOK = text("""
@@ -217,13 +221,15 @@ async def signal(
         if idempotency is not None:
             known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=mail_id)
             if known is not None:
-                return Accepted(known, replayed=True)
+                answered = (await tx.execute(ANSWERED, {"id": known})).first()
+                return Accepted(known, replayed=True, approval_id=answered.id if answered is not None else None)
         row = (await tx.execute(ADD_SIGNAL, params)).first()
         if row is None:
             raise NotFound(f"there is no session {show_id(Prefix.SESSION, session_id)}")
         # a statement of its own: under the lock, in a snapshot that has what was opened before it
         approval = await approvals.open_of_name(tx, session_id, name=name)
         if approval is not None:
-            await approvals.decide(tx, approval, approvals.verdict(payload), by=by)
-            await tx.execute(CONSUME, {"id": mail_id})
-    return Accepted(mail_id, [(session_id, row.queue)])
+            decided = await approvals.decide(tx, approval, approvals.verdict(payload), by=by)
+            assert decided is not None  # it was open, and the session is locked
+            await tx.execute(CONSUME, {"id": mail_id, "turn": decided.turn_id})
+    return Accepted(mail_id, [(session_id, row.queue)], approval_id=approval)
