@@ -60,6 +60,9 @@ class Outside:
         """The same; the dead do not return."""
         await self.running()
         if self.dead:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # its clean-up shall not wait for ever once more
+                raise asyncio.CancelledError
             await asyncio.get_running_loop().create_future()
 
     def resume(self) -> None:
