@@ -96,3 +96,5 @@ def test_a_drain_waits_for_a_call_beyond_the_grace_of_steps(fleet: Fleet, client
     assert staged.second.exit_code() == 0
     assert (len(fleet.effects(turn, what="posted")), calls(fleet, turn)) == (1, ["done"])
     assert client.turn(turn)["status"] == "queued"
+    recorded = [event["payload"]["name"] for event in client.events(turn) if event["kind"] == "step.completed"]
+    assert recorded == ["post"]  # it kept its lease until then
