@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from longshift.cli.app import app
 from longshift.config import child_environment
 from longshift.embedded import Guardian
 
@@ -88,6 +91,19 @@ def test_the_guide_for_authors_runs() -> None:
     for block in blocks("how-to/write-agents.md"):
         assert block.language == "python"
         run_python(block, namespace)
+
+
+def test_the_guide_for_operators_has_commands_that_exist() -> None:
+    commands: Any = get_command(app)
+    seen = set()
+    for block in blocks("how-to/operate-tools.md"):
+        assert block.language == "sh"
+        for line in block.text.splitlines():
+            program, name, *arguments = shlex.split(line)
+            assert program == "longshift"
+            commands.commands[name].make_context(name, arguments)  # raises what the command line would
+            seen.add(name)
+    assert seen == {"approvals", "approve", "signal", "tools", "settle", "steps", "retry"}
 
 
 @pytest.mark.timeout(180)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from longshift.artifacts import open_store
@@ -21,11 +22,13 @@ from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.hot import Hot
 from longshift.mailbox import Mailbox
-from longshift_api import agents, artifacts, batches, events, health, problems, sessions, turns
+from longshift_api import agents, approvals, artifacts, batches, events, health, problems, sessions, tool_calls, turns
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
-from longshift_api.schemas import BatchLine, Problem
+from longshift_api.schemas import Problem
+from longshift_api.schemas_tools import ApprovalView, ToolCallView
+from longshift_api.sent import BatchLine
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,14 @@ Submit long agent jobs (*turns*) to *sessions*, watch them, fetch what they made
 
 A turn answered with 202 is committed and will reach a terminal state. Every POST that makes something takes an
 `Idempotency-Key`. Errors are RFC 9457 problems. Every response carries a `Request-Id`."""
+
+# what no route names as its model, and what has examples with nulls in them, which FastAPI leaves out
+_FURTHER: Final[list[tuple[type[BaseModel], Literal["validation", "serialization"]]]] = [
+    (Problem, "serialization"),
+    (BatchLine, "validation"),
+    (ToolCallView, "serialization"),
+    (ApprovalView, "serialization"),
+]
 
 
 def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
@@ -54,7 +65,7 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (sessions, turns, batches, events, artifacts, agents, health):
+    for module in (sessions, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)
@@ -122,7 +133,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         template = "#/components/schemas/{model}"
-        _, further = models_json_schema([(Problem, "serialization"), (BatchLine, "validation")], ref_template=template)
+        _, further = models_json_schema(_FURTHER, ref_template=template)
         schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas |= further["$defs"]
         for operations in schema["paths"].values():

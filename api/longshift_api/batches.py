@@ -21,7 +21,8 @@ from longshift_api.lines import JsonArray, JsonLines
 from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
 from longshift_api.problems import Refusal, documented
 from longshift_api.replies import REPLAYED, made
-from longshift_api.schemas import BATCH_ID, BatchPage, BatchView, CancelBody, TurnView
+from longshift_api.schemas import BATCH_ID, BatchPage, BatchView, TurnView
+from longshift_api.sent import CancelBody
 from longshift_api.uploads import take_in
 
 router = deps.router("batches")

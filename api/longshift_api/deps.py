@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response, Security
@@ -41,11 +41,13 @@ class Edge:
 
 
 class EdgeRoute(APIRoute):
-    """Authenticates before it reads, and reads strictly: GET needs the scope ``read``, everything else ``submit``."""
+    """Authenticates before it reads, and reads strictly: GET needs the scope ``read``, everything else ``writing``."""
+
+    writing: ClassVar[Scope] = Scope.SUBMIT
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        needed = Scope.READ if (self.methods or set()) <= {"GET", "HEAD"} else Scope.SUBMIT
+        needed = Scope.READ if (self.methods or set()) <= {"GET", "HEAD"} else self.writing
         has_body = self.body_field is not None
 
         async def handler(request: Request) -> Response:
@@ -60,9 +62,15 @@ class EdgeRoute(APIRoute):
         return handler
 
 
-def router(tag: str) -> APIRouter:
+class OperatorRoute(EdgeRoute):
+    """Everything but GET needs the scope ``admin``."""
+
+    writing = Scope.ADMIN
+
+
+def router(tag: str, *, route_class: type[EdgeRoute] = EdgeRoute) -> APIRouter:
     """A router for authenticated resources under ``/v1``."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=EdgeRoute, dependencies=[Security(bearer)])
+    return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, dependencies=[Security(bearer)])
 
 
 def _edge(request: Request) -> Edge:

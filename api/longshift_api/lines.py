@@ -13,7 +13,7 @@ from longshift.errors import InvalidInput
 from longshift.model import Json
 from longshift_api.bodies import parse_json
 from longshift_api.problems import misfits
-from longshift_api.schemas import BatchLine
+from longshift_api.sent import BatchLine
 
 MOST_LINES = 50_000
 MOST_ITEMS = 1_000

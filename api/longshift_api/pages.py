@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from longshift.errors import InvalidInput
 from longshift_api.problems import misfits
-from longshift_api.schemas import Metadata
+from longshift_api.sent import Metadata
 
 T = TypeVar("T")
 _METADATA = re.compile(r"metadata\[(.*)\]\Z", re.DOTALL)

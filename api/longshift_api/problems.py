@@ -3,7 +3,8 @@
     401 unauthorized            413 too_large                 422 invalid_input, unknown_agent, idempotency_mismatch
     403 forbidden               415 unsupported_media_type    423 session_busy (retryable)
     404 not_found               416 bad_range                 500 internal_error: nothing of the inside is shown
-    405 method_not_allowed      409 conflict                  503 unavailable (retryable)
+    405 method_not_allowed      503 unavailable (retryable)
+    409 already_settled, not_in_doubt (tool calls), already_answered (approvals), not_ended, succeeded, retried (retry)
 
 A busy session is 423, not 409, because common clients repeat a 409 by themselves.
 """
@@ -246,13 +247,18 @@ _EXAMPLES: Mapping[int, tuple[str, str, str]] = {
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """``responses=`` of a route: these problems and those that any request may meet."""
-    return {status: _documented(status) for status in sorted({*statuses, 401, 403, 422, 500, 503})}
+def documented(*statuses: int, conflict: tuple[str, str] | None = None) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route: these problems and those that any request may meet. ``conflict``: the code and the detail
+    of a 409."""
+    answers: dict[int | str, dict[str, Any]] = {
+        status: _documented(status, *_EXAMPLES[status]) for status in sorted({*statuses, 401, 403, 422, 500, 503})
+    }
+    if conflict is not None:
+        answers[409] = _documented(409, "It contradicts what is there", *conflict)
+    return answers
 
 
-def _documented(status: int) -> dict[str, Any]:
-    description, code, detail = _EXAMPLES[status]
+def _documented(status: int, description: str, code: str, detail: str) -> dict[str, Any]:
     example = {
         "type": f"urn:longshift:{code.replace('_', '-')}",
         "title": code.replace("_", " ").capitalize(),

@@ -1,27 +1,24 @@
-"""The shapes on the wire: what clients send, and how records are shown to them."""
+"""The shapes on the wire: how records are shown to clients. What they send is in ``sent``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 
-from longshift.catalogue import Draft
-from longshift.errors import InvalidInput
+from longshift.db.steps import Wait, WaitKind
 from longshift.events import Event
 from longshift.model import (
     AgentRecord,
     ArtifactRecord,
     BatchRecord,
-    OnBusy,
     Prefix,
     SessionRecord,
     TurnRecord,
     TurnStatus,
-    parse_id,
     show_id,
 )
 
@@ -30,104 +27,6 @@ SESSION_ID = "ses_01936f6e4b7a7c0e8f5d2f6a3b1c0d9f"
 BATCH_ID = "bat_01936f6e4b7a7c0e8f5d2f6a3b1c0da0"
 ARTIFACT_ID = "art_01936f6e4b7a7c0e8f5d2f6a3b1c0da1"
 MOMENT = "2026-01-31T12:00:00Z"
-
-
-def _session_id(value: object) -> object:
-    try:
-        return parse_id(Prefix.SESSION, value) if isinstance(value, str) else value
-    except InvalidInput as error:
-        raise ValueError(str(error)) from None
-
-
-SessionId = Annotated[
-    UUID, BeforeValidator(_session_id), WithJsonSchema({"type": "string", "pattern": "^ses_[0-9a-f]{32}$"})
-]
-Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
-    Field(max_length=16, description="up to 16 pairs of text for the client's own use"),
-]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class Sent(BaseModel):
-    """What a client sends: a field we do not know is a mistake, and is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TurnDraft(Sent):
-    agent: Name = Field(description="a registered agent, see GET /v1/agents")
-    agent_version: Name | None = Field(
-        None, description="default: the version registered last, pinned by the first attempt"
-    )
-    input: Any = Field(description="must fit the agent's input schema")
-    run_after: AwareDatetime | None = Field(None, description="not before; the turn is `scheduled` until then")
-    deadline: AwareDatetime | None = Field(None, description="the turn expires then; default: 7 days")
-    metadata: Metadata = {}
-
-
-class TurnBody(TurnDraft):
-    """One turn."""
-
-    on_busy: OnBusy = Field(
-        OnBusy.ENQUEUE, description="if the session has an open turn: queue behind it, answer 423, or cancel it"
-    )
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"agent": "research", "input": {"question": "What is a lease?"}}]}
-    )
-
-    def draft(self, *, session_id: UUID | None = None, traceparent: str | None = None) -> Draft:
-        return Draft(
-            agent=self.agent,
-            input=self.input,
-            agent_version=self.agent_version,
-            session_id=session_id,
-            run_after=self.run_after,
-            deadline=self.deadline,
-            metadata=self.metadata,
-            traceparent=traceparent,
-        )
-
-
-class BatchLine(TurnDraft):
-    """One turn of a batch."""
-
-    session_id: SessionId | None = Field(None, description="default: a session of its own; created if it is new")
-    custom_id: str | None = Field(None, min_length=1, max_length=256, description="unique in the batch")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"custom_id": "q1", "agent": "research", "input": {"question": "What is a lease?"}}]
-        }
-    )
-
-    def draft(self, *, line: int) -> Draft:
-        return Draft(
-            agent=self.agent,
-            input=self.input,
-            agent_version=self.agent_version,
-            session_id=self.session_id,
-            run_after=self.run_after,
-            deadline=self.deadline,
-            metadata=self.metadata,
-            custom_id=self.custom_id,
-            line=line,
-        )
-
-
-class SessionBody(Sent):
-    id: SessionId | None = Field(None, description="chosen by the client: the same request again is the same session")
-    metadata: Metadata = {}
-    model_config = ConfigDict(json_schema_extra={"examples": [{"id": SESSION_ID, "metadata": {"customer": "42"}}]})
-
-
-class SignalBody(Sent):
-    name: Name
-    payload: Any = None
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "reviewed", "payload": {"ok": True}}]})
-
-
-class CancelBody(Sent):
-    reason: str = Field("cancelled by a client", min_length=1, max_length=500)
 
 
 class Shown(BaseModel):
@@ -155,6 +54,19 @@ class Problem(Shown):
     errors: list[Fault]
 
 
+class WaitView(Shown):
+    """One thing that a waiting turn waits for."""
+
+    kind: WaitKind
+    name: str | None = Field(None, description="of a signal or an approval, or of a step that will be tried again")
+    id: str | None = Field(None, description="of an approval, a child turn, or a tool call that is in doubt")
+    until: datetime | None = Field(None, description="when it goes on without; null: with its deadline")
+
+    @classmethod
+    def of(cls, wait: Wait) -> Self:
+        return cls(kind=wait.kind, name=wait.name, id=wait.id, until=wait.until)
+
+
 class TurnView(Shown):
     id: str = Field(examples=[TURN_ID])
     session_id: str = Field(examples=[SESSION_ID])
@@ -175,11 +87,17 @@ class TurnView(Shown):
     custom_id: str | None
     metadata: dict[str, str]
     usage: dict[str, Any]
+    retry_of: str | None = Field(description="the turn that this one retries")
+    root_turn_id: str = Field(description="the first of a chain of retries; itself, if it retries none")
+    parent_turn_id: str | None = Field(description="the turn that started this one as its child")
     blocked_by: str | None = Field(None, description="while queued: the open turn before this one in its session")
+    waiting_for: list[WaitView] | None = Field(
+        None, description="while waiting, and only where one turn is asked for: what for"
+    )
     links: dict[str, str]
 
     @classmethod
-    def of(cls, turn: TurnRecord, *, blocked_by: UUID | None = None) -> Self:
+    def of(cls, turn: TurnRecord, *, blocked_by: UUID | None = None, waiting_for: Sequence[Wait] | None = None) -> Self:
         turn_id, session_id = show_id(Prefix.TURN, turn.id), show_id(Prefix.SESSION, turn.session_id)
         here = f"/v1/turns/{turn_id}"
         return cls(
@@ -202,9 +120,22 @@ class TurnView(Shown):
             custom_id=turn.custom_id,
             metadata=dict(turn.metadata),
             usage=dict(turn.usage),
-            blocked_by=show_id(Prefix.TURN, blocked_by) if blocked_by else None,
-            links={"self": here, "events": f"{here}/events", "session": f"/v1/sessions/{session_id}"},
+            retry_of=_turn_id(turn.retry_of),
+            root_turn_id=show_id(Prefix.TURN, turn.root_turn_id),
+            parent_turn_id=_turn_id(turn.parent_turn_id),
+            blocked_by=_turn_id(blocked_by),
+            waiting_for=[WaitView.of(wait) for wait in waiting_for] if waiting_for is not None else None,
+            links={
+                "self": here,
+                "events": f"{here}/events",
+                "steps": f"{here}/steps",
+                "session": f"/v1/sessions/{session_id}",
+            },
         )
+
+
+def _turn_id(value: UUID | None) -> str | None:
+    return show_id(Prefix.TURN, value) if value is not None else None
 
 
 class SessionView(Shown):
@@ -351,6 +282,7 @@ class SignalView(Shown):
     id: str
     session_id: str
     name: str
+    approval_id: str | None = Field(description="the open approval of this name that it has answered")
 
 
 class Page(Shown):

@@ -10,7 +10,8 @@ from longshift_api.deps import Caller, EdgeDep, Promise, in_path
 from longshift_api.pages import Cursor, Limit, cut, only, read_cursor, reply
 from longshift_api.problems import documented
 from longshift_api.replies import IDEMPOTENCY_KEY, REPLAYED, made
-from longshift_api.schemas import SESSION_ID, SessionBody, SessionPage, SessionView, SignalBody, SignalView
+from longshift_api.schemas import SESSION_ID, SessionPage, SessionView, SignalView
+from longshift_api.sent import SessionBody, SignalBody
 
 router = deps.router("sessions")
 
@@ -80,10 +81,25 @@ async def get_session(session_id: str, edge: EdgeDep, caller: Caller) -> Respons
     openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )
 async def send_signal(session_id: str, body: SignalBody, edge: EdgeDep, caller: Caller, promise: Promise) -> Response:
-    """For whichever turn of the session waits for this name, now or later; it is consumed once."""
+    """For whichever turn of the session waits for this name, now or later; it is consumed once.
+
+    While an approval of this name is open in the session, the signal is its answer: `true`, `false`, or
+    `{"granted": true, "comment": "..."}`.
+    """
     session = in_path(Prefix.SESSION, session_id)
     accepted = await edge.mailbox.signal(
-        session, tenant_id=caller.tenant_id, name=body.name, payload=body.payload, idempotency=promise
+        session,
+        tenant_id=caller.tenant_id,
+        name=body.name,
+        payload=body.payload,
+        idempotency=promise,
+        by=caller.key_id,
     )
-    view = SignalView(id=accepted.resource_id.hex, session_id=show_id(Prefix.SESSION, session), name=body.name)
+    answered = accepted.approval_id
+    view = SignalView(
+        id=accepted.resource_id.hex,
+        session_id=show_id(Prefix.SESSION, session),
+        name=body.name,
+        approval_id=show_id(Prefix.APPROVAL, answered) if answered is not None else None,
+    )
     return reply(view, status=202, headers=REPLAYED if accepted.replayed else None)

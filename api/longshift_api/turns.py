@@ -1,4 +1,4 @@
-"""Turns: submit, poll, list, cancel."""
+"""Turns: submit, poll, list, cancel, retry; what they have produced so far."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import AwareDatetime
 
-from longshift.db import views
+from longshift.db import steps, views
 from longshift.db.views import TurnFilter
-from longshift.errors import NotFound
+from longshift.errors import Conflict, IdempotencyMismatch, NotFound
 from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id
 from longshift_api import deps
 from longshift_api.deps import Caller, Edge, EdgeDep, Promise, in_path
 from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
-from longshift_api.problems import documented
+from longshift_api.problems import Refusal, documented
 from longshift_api.replies import REPLAYED, etag, made, matches, retry_after
-from longshift_api.schemas import TURN_ID, CancelBody, TurnBody, TurnPage, TurnView
+from longshift_api.schemas import TURN_ID, TurnPage, TurnView
+from longshift_api.schemas_tools import StepPage, StepView
+from longshift_api.sent import CancelBody, RetryBody, TurnBody
 from longshift_api.waiting import change_of, wanted_wait
 
 router = deps.router("turns")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+After = Annotated[int, Query(ge=0, le=2**62, description="steps with a greater seq")]
+StepLimit = Annotated[int, Query(ge=1, le=1000)]
 _FILTERS = ("limit", "cursor", "status", "agent", "session_id", "batch_id", "created_at[gte]")
 _ACCEPTED = {
     202: {"model": TurnView, "description": "Accepted and committed", "headers": made("/v1/turns/" + TURN_ID)},
@@ -157,6 +161,62 @@ async def cancel_turn(turn_id: str, edge: EdgeDep, caller: Caller, body: CancelB
     return reply(TurnView.of(turn), status=200 if turn.status.terminal else 202, headers=_headers(edge, turn))
 
 
+@router.post(
+    "/turns/{turn_id}/retry",
+    summary="Retry a turn",
+    status_code=202,
+    response_model=None,
+    responses={
+        202: {"model": TurnView, "description": "Accepted and committed", "headers": made("/v1/turns/" + TURN_ID)},
+        **documented(404, 413, 415, conflict=("not_ended", f"{TURN_ID} is running: cancel it first, or wait")),
+    },
+)
+async def retry_turn(
+    turn_id: str, edge: EdgeDep, caller: Caller, promise: Promise, body: RetryBody | None = None
+) -> Response:
+    """A new turn, last in the same session, with the same input and metadata. It goes on from the last step that the turn
+    has recorded: what was completed is not done again, what failed is tried again.
+
+    Only a turn that failed, was cancelled or has expired can be retried, and of one turn only one retry is open at a time.
+    """
+    turn = in_path(Prefix.TURN, turn_id)
+    wanted = body or RetryBody()
+    try:
+        accepted = await edge.mailbox.retry_turn(
+            turn,
+            tenant_id=caller.tenant_id,
+            agent_version=wanted.agent_version,
+            deadline=wanted.deadline,
+            idempotency=promise,
+        )
+    except IdempotencyMismatch:
+        raise
+    except Conflict as error:
+        status = (await _find(edge, caller, turn_id)).status
+        code = "succeeded" if status is TurnStatus.SUCCEEDED else "retried" if status.terminal else "not_ended"
+        raise Refusal(409, code, str(error)) from None
+    return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
+
+
+@router.get(
+    "/turns/{turn_id}/steps",
+    summary="What a turn has produced so far",
+    response_model=None,
+    responses={200: {"model": StepPage}, **documented(404)},
+)
+async def turn_steps(
+    turn_id: str, request: Request, edge: EdgeDep, caller: Caller, after: After = 0, limit: StepLimit = 100
+) -> Response:
+    """The recorded steps of a turn that runs, waits or has ended, however it ended, and of the turns that it retries."""
+    only(request, ("after", "limit"))
+    turn = await _find(edge, caller, turn_id)
+    found = await steps.steps(edge.db, turn, after=after, limit=limit + 1)
+    page = found[:limit]
+    following = page[-1].seq if page else after
+    data = [StepView.of(step) for step in page]
+    return reply(StepPage(data=data, has_more=len(found) > limit, next=following))
+
+
 async def _accepted(edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:
     turn = await _find(edge, caller, turn_id)
     view = await _view(edge, turn)
@@ -173,7 +233,11 @@ async def _find(edge: Edge, caller: Caller, turn_id: str) -> TurnRecord:
 
 async def _view(edge: Edge, turn: TurnRecord) -> TurnView:
     queued = turn.status is TurnStatus.QUEUED and turn.position is not None and turn.position > 1
-    return TurnView.of(turn, blocked_by=await views.blocked_by(edge.db, turn.id) if queued else None)
+    return TurnView.of(
+        turn,
+        blocked_by=await views.blocked_by(edge.db, turn.id) if queued else None,
+        waiting_for=await steps.waiting_for(edge.db, turn) if turn.status is TurnStatus.WAITING else None,
+    )
 
 
 def _headers(edge: Edge, turn: TurnRecord) -> dict[str, str]:

@@ -23,6 +23,14 @@ from tests.support.api import ECHO, KEY, Api, Hand
 HELLO = {"agent": "echo", "input": {"text": "hello"}}
 JSON = {"Content-Type": "application/json"}
 NOBODY = "0" * 32
+PREFIXES = {
+    "session_id": "ses",
+    "turn_id": "turn",
+    "batch_id": "bat",
+    "artifact_id": "art",
+    "call_id": "call",
+    "approval_id": "apr",
+}
 
 
 def checked(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -269,6 +277,37 @@ async def test_a_session_or_turn_that_does_not_exist_is_404(api: Api) -> None:
     checked(await api.client.post(f"/v1/sessions/ses_{NOBODY}/signals", json={"name": "go"}), 404, "not_found")
     checked(await api.client.post(f"/v1/turns/turn_{NOBODY}/cancel"), 404, "not_found")
     checked(await api.client.post(f"/v1/batches/bat_{NOBODY}/cancel"), 404, "not_found")
+
+
+async def test_every_route_declares_how_it_refuses_strangers_missing_scopes_and_unknown_ids(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    reader, submitter = await api.key(scopes=frozenset({Scope.READ})), await api.key(scopes=frozenset({Scope.SUBMIT}))
+    nobody = {"Authorization": "Bearer lsk_of_nobody"}
+    await leases.serve(api.db, [replace(ECHO, name="research", input_schema={})])  # that of the examples
+    routes = [(path, method) for path, methods in document["paths"].items() for method in methods if path[:4] == "/v1/"]
+    assert len(routes) >= 28
+    for path, method in routes:
+        operation = document["paths"][path][method]
+        names = [each["name"] for each in operation.get("parameters", ()) if each["in"] == "path"]
+        unknown = path.format(**{name: f"{PREFIXES[name]}_{NOBODY}" for name in names})
+        malformed = path.format(**dict.fromkeys(names, "1"))
+        wrong_scope = submitter if method == "get" else reader
+        refusals = [(unknown, nobody, 401), (unknown, wrong_scope, 403)]
+        if names:
+            refusals += [(unknown, {}, 404), (malformed, {}, 404)]
+        for where, headers, status in refusals:
+            answer = await api.client.request(method, where, headers=headers, json=_example(document, operation))
+            assert answer.status_code == status, (method, where, answer.text)
+            declared = operation["responses"][str(status)]["content"]["application/problem+json"]["example"]
+            assert (answer.json()["code"], status) == (declared["code"], declared["status"])
+
+
+def _example(document: dict[str, Any], operation: dict[str, Any]) -> Any:
+    """A body that fits, from the documentation; None if there is none."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    schemas = [content.get("schema", {}), *content.get("schema", {}).get("anyOf", [])]
+    names = [schema["$ref"].rpartition("/")[2] for schema in schemas if "$ref" in schema]
+    return next((document["components"]["schemas"][name].get("examples", [{}])[0] for name in names), None)
 
 
 async def test_a_fault_inside_is_logged_once_and_not_shown(api: Api, caplog: pytest.LogCaptureFixture) -> None:

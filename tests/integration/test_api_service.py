@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 
 from longshift.db import migrations
 from longshift.db.database import Database
@@ -22,6 +23,17 @@ from longshift_api.server import bind
 from tests.support.api import KEY, Api, api_config, running_api
 
 HELLO = {"agent": "echo", "input": {"text": "hello"}}
+REPEATABLE = (  # with an Idempotency-Key
+    "/v1/sessions",
+    "/v1/turns",
+    "/v1/sessions/{session_id}/turns",
+    "/v1/turns/{turn_id}/retry",
+    "/v1/batches",
+    "/v1/artifacts",
+    "/v1/sessions/{session_id}/signals",
+    "/v1/tool-calls/{call_id}/settle",
+    "/v1/approvals/{approval_id}",
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -108,10 +120,22 @@ async def test_the_documentation_declares_every_answer_and_refers_to_nothing_out
             assert operation["security"] == [{"HTTPBearer": []}]
         for reference in references(operation):
             assert reference.removeprefix("#/components/schemas/") in schemas, reference
-    for path in ("/v1/sessions", "/v1/turns", "/v1/sessions/{session_id}/turns", "/v1/batches", "/v1/artifacts"):
+    for path in REPEATABLE:
         parameters = [each["name"] for each in document["paths"][path]["post"]["parameters"]]
         assert parameters.count("Idempotency-Key") == 1, path
     assert (await api.client.get("/docs")).status_code == 404
+
+
+async def test_every_example_of_the_documentation_fits_what_it_is_an_example_of(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    seen = set()
+    for name, schema in document["components"]["schemas"].items():
+        validator = Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": document["components"]})
+        for example in schema.get("examples", ()):
+            validator.validate(example)
+            seen.add(name)
+
+    assert {"TurnBody", "SettleBody", "AnswerBody", "RetryBody", "ToolCallView", "ApprovalView"} <= seen
 
 
 def references(node: Any) -> list[str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,17 +20,34 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from longshift.config import Config
-from longshift.db import keys, leases, log
+from longshift.db import keys, leases, log, tool_calls
 from longshift.db.database import Database
 from longshift.db.keys import Scope
+from longshift.db.tool_calls import Ending, Start
 from longshift.events import Kind, NewEvent, encode
 from longshift.hot import log_channel, turn_channel
-from longshift.model import AgentRecord, Claim, Prefix, TurnStatus, new_id, parse_id
+from longshift.model import (
+    AgentRecord,
+    CallOutcome,
+    CallStatus,
+    Claim,
+    Dedupe,
+    Effect,
+    NewCall,
+    Prefix,
+    TurnStatus,
+    new_id,
+    parse_id,
+    show_id,
+)
 from longshift_api.app import create_app
 from longshift_api.deps import Edge
 from longshift_api.server import bind, make_server
 
 REGISTER = text("INSERT INTO workers (id, host, pid, queues, capacity) VALUES (:id, 'test', 1, '{default}', 1)")
+ASK = text("""
+INSERT INTO approvals (id, tenant_id, session_id, turn_id, name, show, closed_at) VALUES
+(:id, :tenant, :session, :turn, :name, CAST(:show AS json), CASE WHEN :closed THEN clock_timestamp() END)""")
 KEY = "lsk_of_the_default_tenant"
 ECHO = AgentRecord(
     name="echo",
@@ -126,9 +144,11 @@ class Hand:
         assert await log.start(self._edge.db, [log.Start(self._claim, self._next(), (event,), turn, "1")])
         await self._tell(turn)
 
-    async def append(self, turn_id: str, payload: Mapping[str, Any]) -> None:
+    async def append(
+        self, turn_id: str, payload: Mapping[str, Any], *, kind: Kind = Kind.STEP_COMPLETED, key: str = "k"
+    ) -> None:
         turn = parse_id(Prefix.TURN, turn_id)
-        event = self._event(Kind.STEP_COMPLETED, turn, payload)
+        event = NewEvent(kind, turn, encode(payload), key=key)
         assert await log.append(self._edge.db, [log.Append(self._claim, self._next(), (event,))])
         await self._tell(turn)
 
@@ -141,6 +161,65 @@ class Hand:
         assert await log.finish(self._edge.db, [finish])
         await self._tell(turn)
 
+    async def fail(self, turn_id: str, error: Mapping[str, Any]) -> None:
+        turn = parse_id(Prefix.TURN, turn_id)
+        event = self._event(Kind.TURN_FAILED, turn, {"error": error})
+        status = TurnStatus.FAILED
+        finish = log.Finish(self._claim, self._next(), (event,), turn, status, None, json.dumps(error), keep=True)
+        assert await log.finish(self._edge.db, [finish])
+        await self._tell(turn)
+
+    async def wait(self, turn_id: str, until: datetime | None = None) -> None:
+        """Leave the worker, as a turn does all of whose branches wait."""
+        turn = parse_id(Prefix.TURN, turn_id)
+        event = self._event(Kind.TURN_WAITING, turn, {"until": until and until.isoformat()})
+        status, seen = TurnStatus.WAITING, self._claim.mail_seq
+        assert await log.leave(
+            self._edge.db, [log.Leave(self._claim, self._next(), (event,), turn, status, until, seen)]
+        )
+        await self._tell(turn)
+
+    async def call(self, turn_id: str, tool: str = "pay", **arguments: Any) -> Start:
+        """Begin a call of an irreversible tool."""
+        call = NewCall(
+            id=new_id(),
+            turn_id=parse_id(Prefix.TURN, turn_id),
+            tool=tool,
+            effect=Effect.IRREVERSIBLE,
+            dedupe=Dedupe.TURN,
+            place=f"{tool}#0",
+            input=json.dumps(arguments),
+            timeout=timedelta(minutes=1),
+        )
+        start = Start(self._claim, call)
+        begun = await tool_calls.begin(self._edge.db, [start])
+        assert begun[start.key].standing is None
+        return start
+
+    async def doubt(self, turn_id: str, tool: str = "pay", **arguments: Any) -> str:
+        """Begin a call and lose sight of it. Returns its id."""
+        start = await self.call(turn_id, tool, **arguments)
+        error = json.dumps({"type": "TimeoutError", "message": "no result within 60 s"})
+        await tool_calls.end(
+            self._edge.db, [Ending(start.claim, start.call, CallOutcome(CallStatus.UNKNOWN, error=error))]
+        )
+        return show_id(Prefix.CALL, start.call.id)
+
+    async def ask(self, turn_id: str, name: str = "publish", *, show: object = None, closed: bool = False) -> str:
+        """Open an approval. Returns its id."""
+        approval = new_id()
+        params = {
+            "id": approval,
+            "tenant": self._claim.tenant_id,
+            "session": self._session_id,
+            "turn": parse_id(Prefix.TURN, turn_id),
+            "name": name,
+            "show": json.dumps(show),
+            "closed": closed,
+        }
+        await self._edge.db.execute(ASK, params)
+        return show_id(Prefix.APPROVAL, approval)
+
     async def run(self, turn_id: str, output: object = "done") -> None:
         """From the claim to the end."""
         await self.take()
@@ -152,7 +231,7 @@ class Hand:
         return self._seq
 
     def _event(self, kind: Kind, turn: UUID, payload: Mapping[str, Any]) -> NewEvent:
-        return NewEvent(kind, turn, encode(payload), key="k" if kind is Kind.STEP_COMPLETED else None)
+        return NewEvent(kind, turn, encode(payload))
 
     async def _tell(self, turn: UUID) -> None:
         await self._edge.hot.announce(

@@ -88,6 +88,23 @@ def call(*arguments: str, folder: Path, given: str = "", **settings: str) -> Sai
     return Said(done.returncode, done.stdout, done.stderr)
 
 
+def call_inline(*arguments: str, folder: Path, given: str = "", **settings: str) -> Said:
+    """Run one command in ``folder``, in this process: a test has many of them, and each would take a second."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with ExitStack() as stack:
+        stack.enter_context(chdir(folder))
+        stack.enter_context(patch.dict(os.environ, environment(**settings), clear=True))
+        stack.enter_context(patch.object(sys, "argv", ["longshift", *arguments]))
+        stack.enter_context(patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode()))))
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Said(code, out.getvalue(), err.getvalue())
+
+
 class LocalStack:
     """``longshift up --json`` as a process."""
 
@@ -152,20 +169,8 @@ class LocalStack:
         return code
 
     def call(self, *arguments: str, given: str = "", **settings: str) -> Said:
-        """Run one command in the stack's folder, in this process: a test has many of them, and each would take a second."""
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with ExitStack() as stack:
-            stack.enter_context(chdir(self.folder))
-            stack.enter_context(patch.dict(os.environ, environment(**settings), clear=True))
-            stack.enter_context(patch.object(sys, "argv", ["longshift", *arguments]))
-            stack.enter_context(patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode()))))
-            stack.enter_context(redirect_stdout(out))
-            stack.enter_context(redirect_stderr(err))
-            try:
-                main()
-            except SystemExit as ended:
-                code = int(ended.code or 0)
-        return Said(code, out.getvalue(), err.getvalue())
+        """Run one command in the stack's folder, in this process."""
+        return call_inline(*arguments, folder=self.folder, given=given, **settings)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Catalogue:
         """
         agent = self.find(draft.agent, draft.agent_version)
         if check:
-            errors = [*_check_times(draft, now), *self._check_input(agent, draft.input)]
+            errors = [*check_times(draft.run_after, draft.deadline, now=now), *self._check_input(agent, draft.input)]
             if errors:
                 raise InvalidInput(f"the turn does not fit agent {agent.name!r}: {_first(errors)}", errors=errors)
         return NewTurn(
@@ -198,16 +198,17 @@ def entries(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Iterator[Ent
         yield Entry(catalogue.new_turn(draft, now=now, check=False), draft.session_id or new_id())
 
 
-def _check_times(draft: Draft, now: datetime) -> Iterator[dict[str, Json]]:
+def check_times(run_after: datetime | None, deadline: datetime | None, *, now: datetime) -> Iterator[dict[str, Json]]:
+    """Where the times of a turn do not fit, as ``{"path", "message"}``."""
     far = False
-    for name, value in (("run_after", draft.run_after), ("deadline", draft.deadline)):
+    for name, value in (("run_after", run_after), ("deadline", deadline)):
         if value is not None and abs(value - now) > _HORIZON:
             far = True
             yield {"path": name, "message": "is more than 1,000 years away"}
     if far:
         return
-    if draft.deadline is not None and draft.deadline <= max(now, draft.run_after or now):
-        message = "is in the past" if draft.deadline <= now else "is not after run_after"
+    if deadline is not None and deadline <= max(now, run_after or now):
+        message = "is in the past" if deadline <= now else "is not after run_after"
         yield {"path": "deadline", "message": message}
 
 

@@ -16,105 +16,65 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Self, TypeVar
 
 import httpx
 
+from longshift.answers import (
+    AgentInfo,
+    ApprovalInfo,
+    ArtifactInfo,
+    BatchInfo,
+    EventInfo,
+    SessionInfo,
+    SignalInfo,
+    StepInfo,
+    ToolCallInfo,
+    TurnInfo,
+)
 from longshift.clock import SYSTEM, Clock
-from longshift.errors import InvalidInput, Unavailable
-from longshift.model import TERMINAL, Json, OnBusy, Prefix, new_id, parse_id
-from longshift.transport import PATIENCE, Frame, Transport, lines, pause, written
+from longshift.errors import Unavailable
+from longshift.model import TERMINAL, Json, OnBusy, Prefix, Settlement, new_id
+from longshift.transport import (
+    CHUNK,
+    PATIENCE,
+    Frame,
+    Transport,
+    file_chunks,
+    given,
+    kind_of,
+    line_chunks,
+    lines,
+    path_of,
+    pause,
+    streamed,
+)
 
-__all__ = ["AgentInfo", "ArtifactInfo", "BatchInfo", "Client", "EventInfo", "Frame", "SessionInfo", "TurnInfo"]
+__all__ = [
+    "AgentInfo",
+    "ApprovalInfo",
+    "ArtifactInfo",
+    "BatchInfo",
+    "Client",
+    "EventInfo",
+    "Frame",
+    "SessionInfo",
+    "SignalInfo",
+    "StepInfo",
+    "ToolCallInfo",
+    "TurnInfo",
+]
 
 T = TypeVar("T")
 TIMEOUT = timedelta(seconds=30)
 HOLD = 30.0
 """Seconds for which the API is asked to hold an answer."""
-CHUNK = 64 * 1024
-
-_PLACES: Mapping[Prefix, str] = {
-    Prefix.TURN: "turns",
-    Prefix.SESSION: "sessions",
-    Prefix.BATCH: "batches",
-    Prefix.ARTIFACT: "artifacts",
-}
-
-
-class AgentInfo(TypedDict):
-    name: str
-    version: str
-    queue: str
-    description: str
-    input_schema: dict[str, Any]
-    output_schema: dict[str, Any]
-
-
-class SessionInfo(TypedDict):
-    id: str
-    status: str  # idle, busy
-    open_turns: int
-    turns: int
-    last_seq: int
-    metadata: dict[str, str]
-    created_at: str
-
-
-class TurnInfo(TypedDict):
-    id: str
-    session_id: str
-    status: str  # see longshift.model.TurnStatus
-    agent: str
-    agent_version: str | None
-    input: Json
-    output: Json
-    error: dict[str, Any] | None
-    attempts: int
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
-    batch_id: str | None
-    custom_id: str | None
-    metadata: dict[str, str]
-    blocked_by: str | None
-
-
-class BatchInfo(TypedDict):
-    id: str
-    status: str  # running, ended
-    total: int
-    counts: dict[str, int]
-    ended: int
-    progress: float
-    eta: str | None
-    created_at: str
-    ended_at: str | None
-
-
-class EventInfo(TypedDict):
-    seq: int
-    id: str
-    session_id: str
-    turn_id: str | None
-    kind: str
-    key: str | None
-    epoch: int
-    payload: dict[str, Any]
-    created_at: str
-
-
-class ArtifactInfo(TypedDict):
-    id: str
-    name: str
-    content_type: str
-    size: int
-    sha256: str
 
 
 class Client:
@@ -145,12 +105,12 @@ class Client:
         self, session_id: str | None = None, *, metadata: Mapping[str, str] | None = None
     ) -> SessionInfo:
         """A new session; with an id of the caller's choice the same request may be repeated."""
-        body = _given(id=session_id, metadata=metadata)
+        body = given(id=session_id, metadata=metadata)
         made: SessionInfo = await self._wire.post("/v1/sessions", body, idempotency_key=str(new_id()))
         return made
 
     async def session(self, session_id: str) -> SessionInfo:
-        found: SessionInfo = await self._wire.get(_path(session_id, Prefix.SESSION))
+        found: SessionInfo = await self._wire.get(path_of(session_id, Prefix.SESSION))
         return found
 
     # -- turns
@@ -175,26 +135,26 @@ class Client:
             Denied: the key is missing, wrong, or may not submit.
             Unavailable: no answer; repeat it with the same ``idempotency_key``.
         """
-        body = {"agent": agent, "input": input} | _given(
+        body = {"agent": agent, "input": input} | given(
             agent_version=agent_version,
             on_busy=on_busy,
             run_after=run_after.isoformat() if run_after else None,
             deadline=deadline.isoformat() if deadline else None,
             metadata=metadata,
         )
-        path = f"{_path(session_id, Prefix.SESSION)}/turns" if session_id else "/v1/turns"
+        path = f"{path_of(session_id, Prefix.SESSION)}/turns" if session_id else "/v1/turns"
         turn: TurnInfo = await self._wire.post(path, body, idempotency_key=idempotency_key or str(new_id()))
         return turn
 
     async def turn(self, turn_id: str) -> TurnInfo:
-        found: TurnInfo = await self._wire.get(_path(turn_id, Prefix.TURN))
+        found: TurnInfo = await self._wire.get(path_of(turn_id, Prefix.TURN))
         return found
 
     async def wait(
         self, turn_id: str, *, timeout: timedelta | None = None, on_change: Callable[[TurnInfo], None] | None = None
     ) -> TurnInfo:
         """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes."""
-        path = _path(turn_id, Prefix.TURN)
+        path = path_of(turn_id, Prefix.TURN)
         end = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
         response = await self._wire.request("GET", path)
         while True:
@@ -210,29 +170,109 @@ class Client:
 
     async def cancel(self, id_: str, *, reason: str | None = None) -> TurnInfo | BatchInfo:
         """Ask a turn, or every open turn of a batch, to end."""
-        path = _path(id_, Prefix.TURN, Prefix.BATCH)
-        told: TurnInfo | BatchInfo = await self._wire.post(f"{path}/cancel", _given(reason=reason))
+        path = path_of(id_, Prefix.TURN, Prefix.BATCH)
+        told: TurnInfo | BatchInfo = await self._wire.post(f"{path}/cancel", given(reason=reason))
         return told
+
+    async def retry(
+        self,
+        turn_id: str,
+        *,
+        agent_version: str | None = None,
+        deadline: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> TurnInfo:
+        """A new turn that goes on from the last step of one that failed, was cancelled or has expired.
+
+        Raises:
+            Conflict: it has not ended, it has succeeded, or it is being retried already.
+            UnknownAgent, InvalidInput, NotFound, Denied, Unavailable: as for ``submit``.
+        """
+        body = given(agent_version=agent_version, deadline=deadline.isoformat() if deadline else None)
+        path = f"{path_of(turn_id, Prefix.TURN)}/retry"
+        turn: TurnInfo = await self._wire.post(path, body, idempotency_key=idempotency_key or str(new_id()))
+        return turn
+
+    def steps(self, turn_id: str, *, after: int = 0) -> AsyncIterator[StepInfo]:
+        """What a turn and those that it retries have recorded so far, however it ended or if it has not."""
+        return self._wire.along(f"{path_of(turn_id, Prefix.TURN)}/steps", after=after)
+
+    # -- what people decide
+
+    async def signal(
+        self, session_id: str, name: str, payload: Json = None, *, idempotency_key: str | None = None
+    ) -> SignalInfo:
+        """Tell whichever turn of the session waits for ``name``, now or later; or answer its open approval of this name."""
+        path = f"{path_of(session_id, Prefix.SESSION)}/signals"
+        body = {"name": name, "payload": payload}
+        sent: SignalInfo = await self._wire.post(path, body, idempotency_key=idempotency_key or str(new_id()))
+        return sent
+
+    async def approvals(self, id_: str | None = None, *, everything: bool = False) -> AsyncIterator[ApprovalInfo]:
+        """The open approvals, or ``everything``: of a session, a turn, or all of them."""
+        params = given(status="all" if everything else "open")
+        if id_ is not None:
+            kind = kind_of(id_, Prefix.TURN, Prefix.SESSION)
+            params["turn_id" if kind is Prefix.TURN else "session_id"] = id_
+        async for approval in self._wire.pages("/v1/approvals", params):
+            yield approval
+
+    async def approval(self, approval_id: str) -> ApprovalInfo:
+        found: ApprovalInfo = await self._wire.get(path_of(approval_id, Prefix.APPROVAL))
+        return found
+
+    async def answer(self, approval_id: str, granted: bool, *, comment: str | None = None) -> ApprovalInfo:
+        """Answer an approval: of two answers the first counts.
+
+        Raises:
+            Conflict: it has been answered, or nobody waits for it any more.
+        """
+        body = {"granted": granted} | given(comment=comment)
+        path = path_of(approval_id, Prefix.APPROVAL)
+        told: ApprovalInfo = await self._wire.post(path, body, idempotency_key=str(new_id()))
+        return told
+
+    async def tool_calls(self, id_: str | None = None) -> AsyncIterator[ToolCallInfo]:
+        """The tool calls of a session or a turn, newest first; of none: all those whose outcome is in doubt."""
+        path, params = "/v1/tool-calls", {"status": "unknown"}
+        if id_ is not None:
+            is_turn = kind_of(id_, Prefix.TURN, Prefix.SESSION) is Prefix.TURN
+            session_id = (await self.turn(id_))["session_id"] if is_turn else id_
+            path, params = f"{path_of(session_id, Prefix.SESSION)}/tool-calls", {"turn_id": id_} if is_turn else {}
+        async for call in self._wire.pages(path, params):
+            yield call
+
+    async def tool_call(self, call_id: str) -> ToolCallInfo:
+        found: ToolCallInfo = await self._wire.get(path_of(call_id, Prefix.CALL))
+        return found
+
+    async def settle(
+        self, call_id: str, outcome: Settlement, *, result: Json = None, note: str | None = None
+    ) -> ToolCallInfo:
+        """Say what became of a call whose outcome is in doubt; ``result`` is what the tool returned, if it was done.
+
+        Raises:
+            Conflict: its outcome is not in doubt, or somebody else was first.
+        """
+        body: dict[str, Json] = {"outcome": outcome.value} | given(note=note)
+        if outcome is Settlement.DONE:
+            body["result"] = result
+        path = f"{path_of(call_id, Prefix.CALL)}/settle"
+        settled: ToolCallInfo = await self._wire.post(path, body, idempotency_key=str(new_id()))
+        return settled
 
     # -- events
 
-    async def events(self, id_: str, *, after: int = 0) -> AsyncIterator[EventInfo]:
+    def events(self, id_: str, *, after: int = 0) -> AsyncIterator[EventInfo]:
         """The events of a turn or session so far, page by page, those with a greater ``seq`` than ``after``."""
-        path = f"{_path(id_, Prefix.TURN, Prefix.SESSION)}/events"
-        while True:
-            page = await self._wire.get(path, params={"after": after, "limit": 500})
-            for event in page["data"]:
-                yield event
-            if not page["has_more"]:
-                return
-            after = page["next"]
+        return self._wire.along(f"{path_of(id_, Prefix.TURN, Prefix.SESSION)}/events", after=after)
 
     async def follow(self, id_: str, *, after: int = 0) -> AsyncGenerator[Frame, None]:
         """Events and deltas as they come; of a turn until it has ended (``done``), of a session for ever.
 
         Resumes by itself after the last event seen when the connection or the API goes away for less than ``PATIENCE``.
         """
-        path = f"{_path(id_, Prefix.TURN, Prefix.SESSION)}/events"
+        path = f"{path_of(id_, Prefix.TURN, Prefix.SESSION)}/events"
         opened, attempt = False, 0
         lost_at: float | None = None
         while True:
@@ -270,25 +310,25 @@ class Client:
             Denied, Unavailable: as for ``submit``.
         """
         await self._wire.get("/v1/agents")  # a wrong key is better known before 200 MB are on their way
-        chunks = _file_chunks(lines) if isinstance(lines, Path) else _line_chunks(lines)
+        chunks = file_chunks(lines) if isinstance(lines, Path) else line_chunks(lines)
         response = await self._wire.request(
             "POST",
             "/v1/batches",
             params={f"metadata[{key}]": value for key, value in (metadata or {}).items()},
             headers={"Content-Type": "application/jsonl", "Idempotency-Key": idempotency_key or str(new_id())},
-            content=_async(chunks),
+            content=streamed(chunks),
             timeout=httpx.Timeout(self._wire.seconds, read=10 * self._wire.seconds),  # all of it is stored first
         )
         batch: BatchInfo = response.json()
         return batch
 
     async def batch(self, batch_id: str) -> BatchInfo:
-        found: BatchInfo = await self._wire.get(_path(batch_id, Prefix.BATCH))
+        found: BatchInfo = await self._wire.get(path_of(batch_id, Prefix.BATCH))
         return found
 
     async def wait_batch(self, batch_id: str, *, on_change: Callable[[BatchInfo], None] | None = None) -> BatchInfo:
         """The batch when all its turns have ended."""
-        path = _path(batch_id, Prefix.BATCH)
+        path = path_of(batch_id, Prefix.BATCH)
         response = await self._wire.request("GET", path)
         pause = 0.1
         while True:
@@ -304,7 +344,7 @@ class Client:
     async def results(self, batch_id: str, *, everything: bool = False) -> AsyncIterator[TurnInfo]:
         """The turns of a batch in its order: those that have ended, or ``everything``; streamed."""
         params = {"all": "true"} if everything else None
-        async with self._wire.stream(f"{_path(batch_id, Prefix.BATCH)}/results", params=params) as response:
+        async with self._wire.stream(f"{path_of(batch_id, Prefix.BATCH)}/results", params=params) as response:
             async for line in lines(response):
                 if line:
                     yield json.loads(line)
@@ -319,20 +359,20 @@ class Client:
         response = await self._wire.request(
             "POST",
             "/v1/artifacts",
-            params=_given(name=name),
+            params=given(name=name),
             headers={"Content-Type": content_type, "Idempotency-Key": str(new_id())},
-            content=_async(_file_chunks(content)) if isinstance(content, Path) else content,
+            content=streamed(file_chunks(content)) if isinstance(content, Path) else content,
         )
         artifact: ArtifactInfo = response.json()
         return artifact
 
     async def artifact(self, artifact_id: str) -> ArtifactInfo:
-        found: ArtifactInfo = await self._wire.get(_path(artifact_id, Prefix.ARTIFACT))
+        found: ArtifactInfo = await self._wire.get(path_of(artifact_id, Prefix.ARTIFACT))
         return found
 
     async def download(self, artifact_id: str) -> AsyncIterator[bytes]:
         """The bytes of an artifact, in pieces."""
-        async with self._wire.stream(f"{_path(artifact_id, Prefix.ARTIFACT)}/content") as response:
+        async with self._wire.stream(f"{path_of(artifact_id, Prefix.ARTIFACT)}/content") as response:
             async for chunk in response.aiter_bytes(CHUNK):
                 yield chunk
 
@@ -343,50 +383,3 @@ class Client:
         return await self._wire.request(
             "GET", path, params={"wait": held}, headers={"If-None-Match": tag}, timeout=timeout
         )
-
-
-def kind_of(id_: str, *allowed: Prefix) -> Prefix:
-    """What an id names.
-
-    Raises:
-        InvalidInput: none of ``allowed``.
-    """
-    for prefix in allowed:
-        if id_.startswith(f"{prefix}_"):
-            parse_id(prefix, id_)
-            return prefix
-    forms = " or ".join(f"{prefix}_..." for prefix in allowed)
-    raise InvalidInput(f"{id_!r} is not an identifier of the form {forms}")
-
-
-def _path(id_: str, *allowed: Prefix) -> str:
-    return f"/v1/{_PLACES[kind_of(id_, *allowed)]}/{id_}"
-
-
-def _given(**values: T | None) -> dict[str, T]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _line_chunks(items: Iterable[Mapping[str, Json]]) -> Iterator[bytes]:
-    """JSON lines in pieces of about ``CHUNK`` bytes."""
-    piece = bytearray()
-    for item in items:
-        piece += written(item) + b"\n"
-        if len(piece) >= CHUNK:
-            yield bytes(piece)
-            piece.clear()
-    yield bytes(piece)
-
-
-def _file_chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except OSError as error:
-        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
-
-
-async def _async(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk

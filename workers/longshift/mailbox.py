@@ -1,4 +1,4 @@
-"""The mailbox: what this process may ask of sessions. Submit, cancel, signal: validated, committed, then rung.
+"""The mailbox: what this process may ask of sessions. Submit, cancel, signal, settle: validated, committed, then rung.
 
     Draft ──Catalogue.new_turn──> NewTurn ──intake.submit (one transaction)──> accepted ──Bell──> wake-up
 
@@ -14,17 +14,29 @@ from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
-from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
+from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, check_times, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
+from longshift.db import approvals, intake, mail, retries, tool_calls, views
 from longshift.db import idempotency as idempotency_keys
-from longshift.db import intake, mail, retries, views
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Accepted, Entry, NewBatch
 from longshift.errors import InvalidInput, NotFound, UnknownAgent
 from longshift.hot import Hot, turn_channel
-from longshift.model import BatchRecord, Json, MailKind, OnBusy, Prefix, TurnRecord, new_id, show_id
+from longshift.model import (
+    ApprovalRecord,
+    BatchRecord,
+    Json,
+    MailKind,
+    OnBusy,
+    Prefix,
+    Settlement,
+    ToolCallRecord,
+    TurnRecord,
+    new_id,
+    show_id,
+)
 
 CATALOGUE_TTL = 2.0
 """Seconds for which the registered agents are remembered; an unknown name is looked up at once."""
@@ -144,7 +156,7 @@ class Mailbox:
             NotFound: no such turn.
             Conflict: it has not ended, it has succeeded, or it is being retried already.
             UnknownAgent: no worker has registered that version of its agent.
-            InvalidInput: the deadline has passed.
+            InvalidInput: the deadline has passed, or is too far away.
             IdempotencyMismatch: the key was used with another body.
         """
         accepted = await self._repeated(idempotency, tenant_id=tenant_id)
@@ -156,8 +168,8 @@ class Mailbox:
             raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
         if agent_version is not None:
             (await self.catalogue(wanted=(turn.agent, agent_version))).find(turn.agent, agent_version)
-        if deadline is not None and deadline <= now:
-            raise InvalidInput("the deadline has passed", errors=[{"path": "deadline", "message": "must lie ahead"}])
+        if errors := list(check_times(None, deadline, now=now)):
+            raise InvalidInput(f"the deadline {errors[0]['message']}", errors=errors)
         accepted = await retries.retry(
             self._db,
             turn_id,
@@ -263,19 +275,84 @@ class Mailbox:
         return batch
 
     async def signal(
-        self, session_id: UUID, *, tenant_id: UUID, name: str, payload: Json, idempotency: Idempotency | None = None
+        self,
+        session_id: UUID,
+        *,
+        tenant_id: UUID,
+        name: str,
+        payload: Json,
+        idempotency: Idempotency | None = None,
+        by: UUID | None = None,
     ) -> Accepted:
         """Leave a signal for whichever turn of the session waits for ``name``, now or later; ``resource_id`` is its id.
 
+        While an approval of this name is open in the session, the signal is its answer (``approval_id`` says which);
+        ``by``: the API key behind it.
+
         Raises:
             NotFound: no such session.
+            InvalidInput: it would answer an approval, and does not say whether that is granted.
             IdempotencyMismatch: the key was used with another body.
         """
         accepted = await mail.signal(
-            self._db, session_id, tenant_id=tenant_id, name=name, payload=payload, idempotency=idempotency
+            self._db, session_id, tenant_id=tenant_id, name=name, payload=payload, idempotency=idempotency, by=by
         )
         self._bell.ring(accepted.ring)
         return accepted
+
+    async def settle(
+        self,
+        call_id: UUID,
+        *,
+        tenant_id: UUID,
+        outcome: Settlement,
+        result: Json = None,
+        note: str | None = None,
+        by: UUID,
+        idempotency: Idempotency | None = None,
+    ) -> ToolCallRecord:
+        """Decide what became of a tool call that is in doubt, and wake its session; see ``tool_calls.settle``.
+
+        Raises:
+            NotFound: no such call.
+            Conflict: it is not in doubt (any more).
+            IdempotencyMismatch: the key was used with another body.
+        """
+        call, ring = await tool_calls.settle(
+            self._db,
+            call_id,
+            tenant_id=tenant_id,
+            outcome=outcome,
+            result=result,
+            note=note,
+            by=by,
+            idempotency=idempotency,
+        )
+        self._bell.ring(ring)
+        return call
+
+    async def answer(
+        self,
+        approval_id: UUID,
+        *,
+        tenant_id: UUID,
+        answer: Json,
+        by: UUID | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> ApprovalRecord:
+        """Decide an approval (``{granted, comment}``, or just whether) and wake the turn that waits for it.
+
+        Raises:
+            NotFound: there is no such approval.
+            AlreadyAnswered: somebody was first, or nobody waits for it any more; the message says who decided what, and when.
+            InvalidInput: ``answer`` does not say whether.
+            IdempotencyMismatch: the key was used with another body.
+        """
+        approval, ring = await approvals.answer(
+            self._db, approval_id, tenant_id=tenant_id, answer=answer, by=by, idempotency=idempotency
+        )
+        self._bell.ring(ring)
+        return approval
 
     async def _end(self, turns: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
         if turns:

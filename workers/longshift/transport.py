@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
 from longshift.clock import Clock
 from longshift.errors import (
+    AlreadyAnswered,
     ConfigError,
     Conflict,
     Denied,
@@ -31,6 +33,7 @@ from longshift.errors import (
     Unavailable,
     UnknownAgent,
 )
+from longshift.model import Json, Prefix, parse_id
 
 T = TypeVar("T")
 PATIENCE = timedelta(seconds=30)
@@ -39,11 +42,25 @@ PATIENCE = timedelta(seconds=30)
 PAUSES = (0.2, 0.5, 1.0)
 """Seconds before a request that got no answer is repeated; the last one stays."""
 
+CHUNK = 64 * 1024
+"""Bytes of a body that are sent or taken at a time."""
+
 SILENCE = 45.0
 """Seconds without a frame, of which one comes every 15, after which an event stream counts as lost."""
 
 _ERRORS: Mapping[str, type[LongshiftError]] = {
-    kind.code: kind for kind in (NotFound, UnknownAgent, Conflict, IdempotencyMismatch, SessionBusy, Unavailable)
+    kind.code: kind
+    for kind in (NotFound, UnknownAgent, Conflict, AlreadyAnswered, IdempotencyMismatch, SessionBusy, Unavailable)
+}
+
+
+_PLACES: Mapping[Prefix, str] = {
+    Prefix.TURN: "turns",
+    Prefix.SESSION: "sessions",
+    Prefix.BATCH: "batches",
+    Prefix.ARTIFACT: "artifacts",
+    Prefix.CALL: "tool-calls",
+    Prefix.APPROVAL: "approvals",
 }
 
 
@@ -119,6 +136,27 @@ class Transport:
                 if not line:
                     fields = {}
 
+    async def along(self, path: str, *, after: int) -> AsyncIterator[Any]:
+        """The items of a list that goes along a log, those with a greater ``seq`` than ``after``."""
+        while True:
+            page = await self.get(path, params={"after": after, "limit": 500})
+            for item in page["data"]:
+                yield item
+            if not page["has_more"]:
+                return
+            after = page["next"]
+
+    async def pages(self, path: str, params: Mapping[str, str]) -> AsyncIterator[Any]:
+        """The items of a list with a cursor."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = await self.get(path, params={"limit": "100", **params, **cursor})
+            for item in page["data"]:
+                yield item
+            if not page["has_more"]:
+                return
+            cursor = {"cursor": page["next"]}
+
     async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat ``call`` while the API is away, for as long as ``PATIENCE``."""
         end = self._clock.monotonic() + PATIENCE.total_seconds()
@@ -186,6 +224,65 @@ def written(value: object) -> bytes:
         raise InvalidInput(f"this cannot be sent as JSON: {error}") from None
 
 
+def line_chunks(items: Iterable[Mapping[str, Json]]) -> Iterator[bytes]:
+    """JSON lines in pieces of about ``CHUNK`` bytes."""
+    piece = bytearray()
+    for item in items:
+        piece += written(item) + b"\n"
+        if len(piece) >= CHUNK:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """A file in such pieces.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+async def streamed(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """``chunks`` in the form in which httpx streams them."""
+    for chunk in chunks:
+        yield chunk
+
+
+def kind_of(id_: str, *allowed: Prefix) -> Prefix:
+    """What an id names.
+
+    Raises:
+        InvalidInput: none of ``allowed``.
+    """
+    for prefix in allowed:
+        if id_.startswith(f"{prefix}_"):
+            parse_id(prefix, id_)
+            return prefix
+    forms = " or ".join(f"{prefix}_..." for prefix in allowed)
+    raise InvalidInput(f"{id_!r} is not an identifier of the form {forms}")
+
+
+def path_of(id_: str, *allowed: Prefix) -> str:
+    """Where the thing of this id is.
+
+    Raises:
+        InvalidInput: it is the id of none of ``allowed``.
+    """
+    return f"/v1/{_PLACES[kind_of(id_, *allowed)]}/{id_}"
+
+
+def given(**values: T | None) -> dict[str, T]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def pause(attempt: int) -> float:
     """Seconds before the next attempt."""
     return PAUSES[min(attempt, len(PAUSES) - 1)]
@@ -212,6 +309,8 @@ def _problem(response: httpx.Response, url: str) -> LongshiftError:
         return Denied(detail)
     if code in _ERRORS:
         return _ERRORS[code](detail)
+    if status == httpx.codes.CONFLICT:
+        return Conflict(detail)
     if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
         return Unavailable(detail)
     return InvalidInput(detail, errors=body.get("errors", ()))

@@ -6,7 +6,7 @@ from importlib import metadata
 
 import typer
 
-from longshift.cli import keys, look, processes, work
+from longshift.cli import decide, keys, look, processes, work
 from longshift.cli.exits import EPILOG
 from longshift.cli.torture import torture
 from longshift.cli.up import up
@@ -35,11 +35,12 @@ def options(
         raise typer.Exit
 
 
-_RUN, _WORK, _LOOK, _TEST = "Run", "Give work", "Look", "Test"
+_RUN, _WORK, _DECIDE, _LOOK, _TEST = "Run", "Give work", "Decide", "Look", "Test"
 for panel, commands in (
     (_RUN, (up, processes.worker, processes.api, processes.migrate)),
-    (_WORK, (work.submit, work.batch, work.cancel)),
-    (_LOOK, (look.status, look.result, look.events, look.agents)),
+    (_WORK, (work.submit, work.batch, work.retry, work.cancel)),
+    (_DECIDE, (decide.approvals, decide.approve, decide.tools, decide.settle, decide.signal)),
+    (_LOOK, (look.status, look.result, look.events, look.steps, look.agents)),
     (_TEST, (torture,)),
 ):
     for command in commands:

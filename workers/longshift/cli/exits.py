@@ -9,6 +9,7 @@ from longshift.errors import (
     ConfigError,
     Conflict,
     Denied,
+    IdempotencyMismatch,
     InvalidInput,
     LongshiftError,
     NotFound,
@@ -26,12 +27,14 @@ class ExitCode(IntEnum):
     NOT_FOUND = 3
     UNAVAILABLE = 4  # the API, Postgres or Redis does not answer
     DENIED = 5  # the API key is missing, wrong, or lacks a scope
+    CONFLICT = 6  # it contradicts what is there: answered or settled already, not ended, busy
     INTERRUPTED = 130  # Ctrl-C
 
 
 CODES: Mapping[type[LongshiftError], ExitCode] = {
     ConfigError: ExitCode.USAGE,
-    Conflict: ExitCode.USAGE,
+    Conflict: ExitCode.CONFLICT,
+    IdempotencyMismatch: ExitCode.USAGE,
     Denied: ExitCode.DENIED,
     InvalidInput: ExitCode.USAGE,
     NotFound: ExitCode.NOT_FOUND,
@@ -40,7 +43,7 @@ CODES: Mapping[type[LongshiftError], ExitCode] = {
 }
 EPILOG = (
     "Exit codes: 0 done, 1 the turn has not succeeded (or a promise was broken), 2 wrong arguments or input, 3 not found, "
-    "4 no answer, 5 the API key is refused, 130 interrupted."
+    "4 no answer, 5 the API key is refused, 6 too late or too early, 130 interrupted."
 )
 
 

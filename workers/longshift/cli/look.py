@@ -1,4 +1,4 @@
-"""Commands that look: status, result, events, agents."""
+"""Commands that look: status, result, events, steps, agents."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ import typer
 from longshift.cli.exits import ExitCode
 from longshift.cli.local import ask
 from longshift.cli.output import listed, put, put_json, put_table
-from longshift.cli.show import AsJson, Id, event_line, put_batch, put_frame, put_outcome, put_session, put_turn
+from longshift.cli.show import (
+    AsJson,
+    Id,
+    event_line,
+    put_batch,
+    put_frame,
+    put_outcome,
+    put_session,
+    put_turn,
+    step_line,
+)
 from longshift.cli.work import wait_batch
-from longshift.client import BatchInfo, Client, kind_of
+from longshift.client import BatchInfo, Client
 from longshift.model import Prefix
+from longshift.transport import kind_of
 
 
 def status(id_: Id, json: AsJson = False) -> None:
@@ -76,6 +87,20 @@ def events(
                 put_json(event)
             else:
                 put(event_line(event))
+
+    ask(asking)
+
+
+def steps(
+    id_: Annotated[str, typer.Argument(metavar="TURN", help="turn_...")],
+    after: Annotated[int, typer.Option(min=0, help="Only steps with a greater seq.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """What a turn has produced so far: its recorded steps, and those of the turns that it retries."""
+
+    async def asking(client: Client) -> None:
+        async for step in client.steps(id_, after=after):
+            put_json(step) if json else put(step_line(step))
 
     ask(asking)
 

@@ -1,4 +1,4 @@
-"""How turns, batches, sessions and events look."""
+"""How turns, batches, sessions, events, tool calls and approvals look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from longshift.cli.exits import ExitCode
 from longshift.cli.output import put, put_facts, put_json, say
-from longshift.client import BatchInfo, Frame, SessionInfo, TurnInfo
+from longshift.client import ApprovalInfo, BatchInfo, Frame, SessionInfo, StepInfo, ToolCallInfo, TurnInfo
 from longshift.model import TERMINAL, Json, TurnStatus
 
 LONGEST = 100
@@ -21,16 +21,37 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="turn_..., bat_... or ses_
 
 
 def put_turn(turn: TurnInfo) -> None:
-    keys = ("id", "status", "agent", "agent_version", "session_id", "batch_id", "custom_id", "blocked_by")
-    times = ("created_at", "started_at", "ended_at")
-    facts: dict[str, Json] = {key: turn.get(key) for key in (*keys, "attempts", *times, "error")}
-    put_facts(facts)
+    names = (
+        "id",
+        "status",
+        "agent",
+        "agent_version",
+        "session_id",
+        "batch_id",
+        "custom_id",
+        "retry_of",
+        "parent_turn_id",
+    )
+    state = ("blocked_by", "waiting_for", "attempts", "created_at", "started_at", "ended_at", "error")
+    put_facts({key: turn.get(key) for key in (*names, *state)})
 
 
 def put_batch(batch: BatchInfo) -> None:
     counts = {status: count for status, count in batch["counts"].items() if count}
     facts: dict[str, Json] = {key: batch.get(key) for key in ("id", "status", "created_at", "ended_at", "eta")}
     put_facts(facts | {"ended": f"{batch['ended']} of {batch['total']}"} | counts)
+
+
+def put_call(call: ToolCallInfo) -> None:
+    keys = ("id", "tool", "effect", "status", "session_id", "turn_id", "key", "attempts", "worker_id")
+    times = ("created_at", "started_at", "ended_at", "settled_at", "settled_by", "note")
+    put_facts({key: call.get(key) for key in (*keys, *times, "input", "result", "artifact_id", "error")})
+
+
+def put_approval(approval: ApprovalInfo) -> None:
+    keys = ("id", "name", "status", "granted", "comment", "session_id", "turn_id")
+    times = ("created_at", "expires_at", "answered_at", "answered_by", "closed_at")
+    put_facts({key: approval.get(key) for key in (*keys, *times, "show")})
 
 
 def put_session(session: SessionInfo) -> None:
@@ -65,7 +86,7 @@ def put_frame(frame: Frame, *, json: bool, message: bool = False) -> None:
     elif frame.kind == "delta":
         say(str(frame.data.get("text", "")), end="", style="dim")
     else:
-        line = event_line(frame.data) if "kind" in frame.data else f"{frame.kind}  {_short(frame.data)}"
+        line = event_line(frame.data) if "kind" in frame.data else f"{frame.kind}  {short(frame.data)}"
         if message or frame.kind == "done":
             say(line, style="dim")
         else:
@@ -75,10 +96,28 @@ def put_frame(frame: Frame, *, json: bool, message: bool = False) -> None:
 def event_line(event: Mapping[str, Json]) -> str:
     """``seq  time  kind  key  payload`` of an event."""
     time = str(event["created_at"])[11:19]
-    parts = [f"{event['seq']:>5}", time, f"{event['kind']:<20}", event.get("key") or "", _short(event["payload"])]
+    parts = [f"{event['seq']:>5}", time, f"{event['kind']:<20}", event.get("key") or "", short(event["payload"])]
     return "  ".join(str(part) for part in parts if part).rstrip()
 
 
-def _short(value: Json) -> str:
+def step_line(step: StepInfo) -> str:
+    """``seq  time  status  name  ms  result or error`` of a step."""
+    came = step["result"] if step["error"] is None else step["error"]
+    tries = f"{step['attempts']} tries" if (step["attempts"] or 1) > 1 else ""
+    took = f"{step['ms']} ms" if step["ms"] is not None else ""
+    parts = [
+        f"{step['seq']:>5}",
+        step["at"][11:19],
+        f"{step['status']:<9}",
+        f"{step['name']:<20}",
+        took,
+        tries,
+        short(came),
+    ]
+    return "  ".join(part for part in parts if part).rstrip()
+
+
+def short(value: Json) -> str:
+    """``value`` as JSON on one line, cut where it becomes long; nothing is nothing."""
     text = jsonlib.dumps(value) if value else ""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

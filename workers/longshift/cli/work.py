@@ -1,4 +1,4 @@
-"""Commands that give work: submit, batch, cancel."""
+"""Commands that give work: submit, batch, retry, cancel."""
 
 from __future__ import annotations
 
@@ -81,6 +81,33 @@ def batch(
     say(", ".join(f"{count} {status}" for status, count in ended["counts"].items() if count), style="dim")
     if wait and ended["counts"]["succeeded"] < ended["total"]:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def retry(
+    id_: Annotated[
+        str, typer.Argument(metavar="TURN", help="turn_..., one that failed, was cancelled or has expired.")
+    ],
+    agent_version: Annotated[str | None, typer.Option(help="Version of the agent to run; default: the newest.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended and print its output.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait at most.")] = None,
+    idempotency_key: Key = None,
+    json: AsJson = False,
+) -> None:
+    """Go on with a turn from its last step, as a new turn. Prints its id; with --wait, its output."""
+
+    async def retrying(client: Client) -> TurnInfo:
+        turn = await client.retry(id_, agent_version=agent_version, idempotency_key=idempotency_key)
+        if wait:
+            say(f"accepted as {turn['id']}", style="dim")
+        return await _wait(client, turn["id"], timeout) if wait else turn
+
+    turn = ask(retrying)
+    if wait:
+        raise typer.Exit(put_outcome(turn, json=json))
+    if json:
+        put_json(turn)
+    else:
+        put(turn["id"])
 
 
 def cancel(

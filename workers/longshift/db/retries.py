@@ -97,4 +97,6 @@ def _check(chain: Sequence[Row[Any]], turn_id: UUID) -> None:
             if status.terminal:
                 raise Conflict(f"{name} has succeeded: there is nothing to retry")
             raise Conflict(f"{name} is {status}: cancel it first, or let it end")
-        raise Conflict(f"{name} is already being retried by {other} ({status})")
+        if status.terminal:
+            raise Conflict(f"{name} was retried by {other}, which has succeeded")
+        raise Conflict(f"{name} is already being retried by {other}, which is {status}")

@@ -22,6 +22,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 
 from longshift.db.database import Database
+from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import Conflict, NotFound
 from longshift.events import encode
 from longshift.model import (
@@ -129,7 +130,8 @@ OF_SESSION = text(f"""
 SELECT {_COLUMNS} FROM tool_calls c
  WHERE c.session_id = :session AND c.tenant_id = :tenant
    AND (CAST(:turn AS uuid) IS NULL OR c.turn_id = :turn)
-   AND (CAST(:status AS text) IS NULL OR c.status = :status){_PAGE}""")
+   AND (CAST(:status AS text) IS NULL OR c.status = :status)
+   AND (CAST(:tool AS text) IS NULL OR c.tool = :tool){_PAGE}""")
 OPEN = text(f"SELECT {_COLUMNS} FROM tool_calls c WHERE c.tenant_id = :tenant AND c.status = 'unknown'{_PAGE}")
 OF_TENANT = text(f"""
 SELECT {_COLUMNS} FROM tool_calls c
@@ -246,13 +248,15 @@ async def list_calls(
     session_id: UUID | None = None,
     turn_id: UUID | None = None,
     status: CallStatus | None = None,
+    tool: str | None = None,
     before: UUID | None = None,
     limit: int = 20,
 ) -> list[ToolCallRecord]:
-    """Newest first; ``before`` is the id of the last call of the page before. ``turn_id`` narrows the calls of a session."""
+    """Newest first; ``before`` is the id of the last call of the page before. ``turn_id`` and ``tool`` narrow the
+    calls of a session."""
     params: dict[str, Any] = {"tenant": tenant_id, "before": before, "limit": limit}
     if session_id is not None:
-        params |= {"session": session_id, "turn": turn_id, "status": status and status.value}
+        params |= {"session": session_id, "turn": turn_id, "status": status and status.value, "tool": tool}
         rows = await db.fetch(OF_SESSION, params)
     elif status is CallStatus.UNKNOWN:
         rows = await db.fetch(OPEN, params)
@@ -270,12 +274,14 @@ async def settle(
     result: Json = None,
     note: str | None = None,
     by: UUID,
+    idempotency: Idempotency | None = None,
 ) -> tuple[ToolCallRecord, list[tuple[UUID, str]]]:
     """Decide what became of a call that is in doubt; of two who decide at once, one does. Its session is woken.
 
     Args:
         outcome: DONE takes ``result``, which is what the tool is taken to have returned.
         by: the API key of who decides.
+        idempotency: an equal request that was granted before is granted again; its answer may have been lost.
 
     Returns:
         The call as it is now, and (session, queue) to ring.
@@ -283,6 +289,7 @@ async def settle(
     Raises:
         NotFound: there is no such call.
         Conflict: it is not in doubt (any more); the message says since when, and who decided.
+        IdempotencyMismatch: the key was used with another body.
     """
     params = {
         "call": call_id,
@@ -293,15 +300,19 @@ async def settle(
         "by": by,
     }
     async with db.transaction() as tx:
-        await tx.execute(LOCK_SESSION, {"call": call_id, "tenant": tenant_id})
-        row = (await tx.execute(SETTLE, params)).first()
-        if row is not None:
-            rung = (await tx.execute(WAKE, {"session": row.session_id})).all()
-            return _record(row), [(woken.id, woken.queue) for woken in rung]
-    known = await find(db, call_id, tenant_id=tenant_id)
-    if known is None:
-        raise NotFound(f"there is no tool call {show_id(Prefix.CALL, call_id)}")
-    raise Conflict(_why_not(known))
+        repeated = idempotency is not None and await remember(tx, idempotency, tenant_id=tenant_id, resource_id=call_id)
+        if not repeated:
+            await tx.execute(LOCK_SESSION, {"call": call_id, "tenant": tenant_id})
+            row = (await tx.execute(SETTLE, params)).first()
+            if row is not None:
+                rung = (await tx.execute(WAKE, {"session": row.session_id})).all()
+                return _record(row), [(woken.id, woken.queue) for woken in rung]
+        known = (await tx.execute(FIND, {"call": call_id, "tenant": tenant_id})).first()
+        if known is None:
+            raise NotFound(f"there is no tool call {show_id(Prefix.CALL, call_id)}")
+        if not repeated:  # raised in here: what is refused is not remembered
+            raise Conflict(_why_not(_record(known)))
+    return _record(known), []
 
 
 def _why_not(call: ToolCallRecord) -> str:

@@ -1,0 +1,144 @@
+"""What a turn has produced so far, and what it waits for: read from its session's log. No statement here writes.
+
+A retry goes on from what the turns before it recorded, so a turn is read together with those that it retries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import Row, text
+
+from longshift.db.database import Database
+from longshift.events import Kind
+from longshift.model import Json, Prefix, TurnRecord, parse_id, show_id
+
+# of one root, at most one turn is open at a time: those that were accepted before this one are those that it goes on from
+_CHAIN = """
+WITH chain AS (
+    SELECT t.id, t.first_seq FROM turns t WHERE t.id = :turn
+    UNION ALL
+    SELECT t.id, t.first_seq FROM turns t
+     WHERE :turn <> :root AND t.session_id = :session AND t.root_turn_id = :root AND t.created_at < :created)"""
+_FROM = "(SELECT coalesce(min(first_seq), 1) FROM chain)"  # nothing of the chain comes before
+
+STEPS = text(f"""{_CHAIN}
+SELECT e.seq, e.turn_id, e.kind, e.key, e.payload, e.created_at FROM events e
+ WHERE e.session_id = :session AND e.seq > :after AND e.seq >= {_FROM}
+   AND e.turn_id IN (SELECT id FROM chain) AND e.kind IN ('step.completed', 'step.failed')
+ ORDER BY e.seq LIMIT :limit""")
+# what is newest under a key counts, as for a replay; what an earlier turn would have tried again is begun anew
+WAITS = text(f"""{_CHAIN},
+newest AS (
+    SELECT DISTINCT ON (e.key) e.key, e.seq, e.kind FROM events e
+     WHERE e.session_id = :session AND e.seq >= {_FROM} AND e.turn_id IN (SELECT id FROM chain)
+       AND (e.kind IN ('wait.begun', 'wait.ended', 'step.completed', 'step.failed')
+         OR (e.kind = 'step.retrying' AND e.turn_id = :turn) OR (e.kind = 'value.recorded' AND e.key LIKE '%$race#%'))
+     ORDER BY e.key, e.seq DESC)
+SELECT n.key, n.seq, n.kind, e.payload, clock_timestamp() AS now
+  FROM newest n JOIN events e ON e.session_id = :session AND e.seq = n.seq
+ WHERE n.kind IN ('wait.begun', 'step.retrying', 'value.recorded') ORDER BY n.seq""")
+
+WaitKind = Literal["timer", "signal", "approval", "child", "call", "retry"]
+_RACE = re.compile(r"(?P<scope>(?:.*/)?)\$race#\d+\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One recorded step, as the log has it."""
+
+    seq: int
+    turn_id: UUID
+    key: str
+    name: str
+    completed: bool  # else it failed for good
+    result: Json
+    error: Mapping[str, Json] | None  # {"type", "message", ...}
+    attempts: int | None  # None: not recorded
+    ms: int | None  # how long it took, all tries together
+    at: datetime  # when it ended
+    call: str | None  # the tool call behind it, as ``call_<32 hex digits>``
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One thing that a waiting turn waits for."""
+
+    kind: WaitKind
+    name: str | None  # of a signal or an approval, or of the step that is tried again
+    id: str | None  # of an approval, a child turn, or a tool call that is in doubt
+    until: datetime | None  # when it goes on without; None: with its deadline
+
+
+async def steps(db: Database, turn: TurnRecord, *, after: int = 0, limit: int = 100) -> list[StepRecord]:
+    """The recorded steps of a turn and of those that it retries, in the order of the log: those with ``seq > after``."""
+    params = _chain(turn) | {"after": after, "limit": limit}
+    return [_step(row) for row in await db.fetch(STEPS, params)]
+
+
+async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
+    """What a waiting turn waits for, in the order in which it began to."""
+    rows = await db.fetch(WAITS, _chain(turn))
+    races = [(found["scope"], row.seq) for row in rows if (found := _RACE.match(row.key))]
+    return [wait for row in rows if not _lost(row, races) and (wait := _wait(row)) is not None]
+
+
+def _chain(turn: TurnRecord) -> dict[str, Any]:
+    return {
+        "turn": turn.id,
+        "root": turn.root_turn_id,
+        "session": turn.session_id,
+        "created": turn.created_at,
+    }
+
+
+def _step(row: Row[Any]) -> StepRecord:
+    payload, error = row.payload, row.payload.get("error")
+    completed = row.kind == Kind.STEP_COMPLETED
+    call = payload.get("call") or (error or {}).get("call")
+    return StepRecord(
+        seq=row.seq,
+        turn_id=row.turn_id,
+        key=row.key,
+        name=payload["name"],
+        completed=completed,
+        result=payload.get("result"),
+        error=error,
+        attempts=payload.get("attempts", 1 if completed else None),
+        ms=payload.get("ms"),
+        at=datetime.fromisoformat(payload["at"]) if "at" in payload else row.created_at,
+        call=show_id(Prefix.CALL, parse_id(Prefix.CALL, call)) if call else None,
+    )
+
+
+def _lost(row: Row[Any], races: Sequence[tuple[str, int]]) -> bool:
+    """Whether a wait is over because its branch has lost a race. A scope has one group of branches at a time, so when a race
+    in it is decided, all that its branches had begun is over."""
+    return any(row.seq < seq and re.match(rf"{re.escape(scope)}\d+\.\d+/", row.key) for scope, seq in races)
+
+
+def _wait(row: Row[Any]) -> Wait | None:
+    """None: it has ended without a record, as a timer does, or it is no wait."""
+    payload = row.payload
+    until = datetime.fromisoformat(payload["until"]) if payload.get("until") else None
+    match payload:
+        case {"winner": _}:
+            return None
+        case {"signal": str(name)}:
+            return Wait("signal", name, None, until)
+        case {"approval": str(name), "id": str(approval)}:
+            return Wait("approval", name, approval, until)
+        case {"child": str(turn)}:
+            return Wait("child", None, turn, until)
+        case {"call": str(call)}:
+            return Wait("call", None, call, until)
+    if until is not None and until <= row.now:
+        return None
+    if row.kind == Kind.STEP_RETRYING:
+        return Wait("retry", payload["name"], None, until)
+    return Wait("timer", None, None, until)
