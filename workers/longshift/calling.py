@@ -38,9 +38,11 @@ ERROR_TEXT = 2000
 INLINE = 32 * 1024
 """Bytes of a result that stand in the ledger itself; a larger one becomes an artifact."""
 PATIENCE = 2
-"""So many times the time-to-live of a lease a turn waits for what becomes of somebody else's call."""
-LOOKS = 20
-"""How often it looks within one time-to-live."""
+"""So many times the time-to-live of a lease a turn waits for somebody else to say how a call has ended."""
+FIRST_PAUSE = 1 / 20
+"""Of that time-to-live: until it looks again."""
+SLOWER = 1.5
+"""So many times longer is the next pause, up to that time-to-live."""
 
 
 class TooLate(Exception):
@@ -257,25 +259,29 @@ class Caller:
     # -- a call that somebody has started before
 
     async def _found(self, trial: Try, record: ToolCallRecord) -> _Value | _Again:
-        """What stands in the ledger, if it says how the call ended; else what can be found out about it."""
+        """What stands in the ledger, if it says how the call ended; else what can be found out about it.
+
+        A call that is absent may be made as soon as it is proven that who started it will not make it any more; that is so
+        at the latest when its time is over. Without such an answer only the starter itself can say more, if it lives.
+        """
         port = self.execution.port
-        give_up = port.clock.now() + PATIENCE * port.lease_ttl
+        give_up, pause = port.clock.now() + PATIENCE * port.lease_ttl, self._pause
         while record.status in (CallStatus.STARTED, CallStatus.UNKNOWN):
             trial.begun = record.attempts
             asked = await self._ask(trial)
             if isinstance(asked, Done):
                 return _Value(await self._done(trial, trial.step.encode(asked.result)))
             gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
-            if gone and isinstance(asked, Absent):
+            if isinstance(asked, Absent) and gone:
                 return _Again(over=record.epoch)
-            hopeless = gone or record.status is CallStatus.UNKNOWN  # who started it will not say more than it has said
-            if (hopeless and isinstance(asked, Unknown)) or port.clock.now() >= give_up:
-                if record.status is CallStatus.UNKNOWN:
+            if isinstance(asked, Unknown):
+                if record.status is CallStatus.UNKNOWN:  # its starter has said all that it will
                     break
-                reason = asked.reason if isinstance(asked, Unknown) else "it is absent, but may still be under way"
-                doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
-                return _Value(await self._doubtful(trial, doubt, reason=reason, epoch=record.epoch))
-            await port.back_off(self._pause)
+                if gone or port.clock.now() >= give_up:
+                    doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
+                    return _Value(await self._doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
+            await port.back_off(pause)
+            pause = min(SLOWER * pause, port.lease_ttl.total_seconds())
             self.execution.check()
             record = await port.look_up_call(trial.row.id) or record
         if record.status is CallStatus.FAILED:
@@ -346,7 +352,7 @@ class Caller:
 
     @property
     def _pause(self) -> float:
-        return self.execution.port.lease_ttl.total_seconds() / LOOKS
+        return self.execution.port.lease_ttl.total_seconds() * FIRST_PAUSE
 
 
 class Doubt(Exception):

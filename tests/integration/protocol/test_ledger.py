@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from longshift.db import tool_calls, upkeep
+from longshift.db import leases, tool_calls, upkeep
 from longshift.db.tool_calls import Begun, Ending, Start
 from longshift.errors import Conflict, NotFound
 from longshift.events import encode
@@ -75,6 +75,13 @@ async def test_only_the_holder_can_begin_a_call(stage: Stage) -> None:
     assert await tool_calls.standing(stage.db, [mine.call.id]) == {}
     assert await begin(stage, replace(mine, claim=later)) == Begun(held=True, attempts=1)
     assert await begin(stage, mine) == Begun(held=False)
+
+
+async def test_who_has_given_the_lease_back_cannot_begin_a_call(stage: Stage) -> None:
+    claim, turn = await stage.running()
+    await leases.release(stage.db, claim)
+
+    assert await begin(stage, start(claim, turn)) == Begun(held=False)
 
 
 async def test_a_begin_does_not_wait_for_a_session_that_somebody_has_locked(stage: Stage) -> None:

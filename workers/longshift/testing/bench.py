@@ -97,7 +97,13 @@ class RehearsedSteps(Stepper):
             fake = visible(fake if callable(fake) else _giving(fake))
         if isinstance(fake, Exception):
             raise fake
-        return await super().once(replace(step, function=fake), args, kwargs) if callable(fake) else fake
+        if not callable(fake):
+            return fake
+        rehearsal.outside.in_tools += step.tool is not None
+        try:
+            return await super().once(replace(step, function=fake), args, kwargs)
+        finally:
+            rehearsal.outside.in_tools -= step.tool is not None
 
     def called(self, step: StepDefinition) -> None:
         outside = self._rehearsal.outside

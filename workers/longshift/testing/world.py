@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from longshift.clock import Clock
@@ -22,6 +22,9 @@ from longshift.events import Event, Kind, NewEvent
 from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord, TurnRecord, new_id
 from longshift.testing.ledger import Ledger
 from longshift.testing.points import ENDS, SIDES, Names, call_name, check_point
+
+if TYPE_CHECKING:
+    from longshift.testing.outside import Outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ class World:
         self.post = post or Post()
         self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
         self.ledger = ledger if ledger is not None else Ledger()
-        self.dead: set[int] = set()  # epochs of workers that have certainly ended
+        self.workers: dict[int, Outside] = {}  # by epoch
         self.first = len(log)
         self.kept: dict[str, bytes] = {}
         self.deltas: list[Delta] = []
