@@ -115,7 +115,7 @@ def test_sleeps_and_pauses_take_no_time() -> None:
 
     result = run(patient, None, clock=Clock(now=lambda: NOON))
     assert result.output >= 2 * 86_400 + 3600
-    assert result.attempts == 2
+    assert result.attempts >= 2  # pauses of more than some seconds leave the worker, too
     assert result.events[0].created_at == NOON
 
 

@@ -18,35 +18,46 @@ from longshift.agent import Agent, agent, step
 from longshift.contract import Artifact, Passage
 from longshift.errors import (
     ArtifactCorrupt,
+    ChildFailed,
     Conflict,
     InvalidInput,
     LongshiftError,
+    NotDone,
     NotFound,
+    OutcomeUnknown,
     StepFailed,
     StepTimeout,
+    ToolDenied,
     Unavailable,
     UsageError,
+    WaitTimeout,
 )
 from longshift.steps import Retry
-from longshift.turn import State, Turn, emit
+from longshift.turn import State, Turn, cancelled, emit
 
 __all__ = [
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
+    "ChildFailed",
     "Conflict",
     "InvalidInput",
     "LongshiftError",
+    "NotDone",
     "NotFound",
+    "OutcomeUnknown",
     "Passage",
     "Retry",
     "State",
     "StepFailed",
     "StepTimeout",
+    "ToolDenied",
     "Turn",
     "Unavailable",
     "UsageError",
+    "WaitTimeout",
     "agent",
+    "cancelled",
     "emit",
     "step",
 ]

@@ -123,7 +123,11 @@ def step(function: Callable[P, R], /) -> Callable[P, R]: ...
 
 @overload
 def step(
-    *, name: str | None = None, retry: Retry = ONCE, timeout: timedelta | None = None
+    *,
+    name: str | None = None,
+    retry: Retry = ONCE,
+    timeout: timedelta | None = None,
+    progress: timedelta | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -134,6 +138,7 @@ def step(
     name: str | None = None,
     retry: Retry = ONCE,
     timeout: timedelta | None = None,
+    progress: timedelta | None = None,
 ) -> Any:
     """Make a function a step: within a turn its result is recorded once and replayed ever after.
 
@@ -144,10 +149,11 @@ def step(
         name: a wire format; default: the function's name.
         retry: how often to try; default once.
         timeout: of one try; default ``LONGSHIFT_STEP_TIMEOUT``.
+        progress: the longest silence within a try; each ``emit`` is a sign of progress. Default: only ``timeout`` counts.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        definition = StepDefinition(name or function.__name__, function, retry, timeout)
+        definition = StepDefinition(name or function.__name__, function, retry, timeout, progress)
         wrapper = _async_step(definition) if definition.is_async else _plain_step(definition)
         wrapper = wraps(function)(wrapper)
         wrapper.__longshift_step__ = definition  # type: ignore[attr-defined]

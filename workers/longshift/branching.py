@@ -75,12 +75,16 @@ class Branches:
         begun = await self.execution.value(name, Kind.WAIT_BEGUN, {"until": until.isoformat()})
         due = datetime.fromisoformat(begun["until"])
         scope = self.execution.scope()
+        await self.rest(due)
+        scope.now = max(scope.now, due)
+
+    async def rest(self, due: datetime) -> None:
+        """Return at ``due``; the turn may leave the worker meanwhile. What it waits for must be recorded."""
         self.execution.check()
         if due > self.execution.port.clock.now():
             with self.execution.waits.waiting(due):
                 await self.execution.port.sleep_until(due)
             self.execution.check()
-        scope.now = max(scope.now, due)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

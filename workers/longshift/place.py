@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from longshift.replay import Scope
 from longshift.steps import StepDefinition
+from longshift.watch import Watch
 
 if TYPE_CHECKING:
     from longshift.execution import Execution
@@ -29,6 +30,7 @@ class StepRun:
     definition: StepDefinition
     key: str
     attempt: int
+    watch: Watch
     scope: (
         Scope  # for uuid() and random inside the step: they must not move those of the branch, which replays without it
     )

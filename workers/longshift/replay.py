@@ -135,6 +135,7 @@ class Replay:
     def __init__(self, events: Iterable[Event]) -> None:
         latest: dict[str, Recorded] = {}
         self.diverged: set[str] = set()
+        self.retrying: dict[str, tuple[int, datetime]] = {}  # by key: tries so far, and when the next one is due
         self.newest = 0  # seq of the newest event
         for event in events:
             self.newest = event.seq
@@ -142,6 +143,8 @@ class Replay:
                 continue
             if event.kind in _REPLAYED:
                 latest[event.key] = Recorded(event.key, event.kind, event.payload, event.seq)
+            elif event.kind == Kind.STEP_RETRYING:
+                self.retrying[event.key] = event.payload["attempt"], datetime.fromisoformat(event.payload["until"])
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
         self._recorded = frozenset(latest)

@@ -8,23 +8,38 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from longshift.errors import InvalidInput, StepFailed, StepTimeout
+from longshift.errors import InvalidInput, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
 from longshift.model import Json
 from longshift.place import StepRun, running_step, step_place, told
 from longshift.replay import Call, Scope
 from longshift.steps import StepDefinition
+from longshift.watch import Silence, Watch
 
 if TYPE_CHECKING:
     from longshift.execution import Execution
 
 ERROR_TEXT = 2000
 """Characters of an error's text that are recorded."""
+
+
+LONG = timedelta(seconds=5)
+"""Pauses between two tries that are shorter stay on the worker; the longer ones are waits like any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The next try comes later."""
+
+    attempt: int  # tries so far
+    due: datetime
+    failure: StepFailed
 
 
 class Stepper:
@@ -49,8 +64,7 @@ class Stepper:
         if call.recorded is not None:
             await self.execution.breathe()
             return _replayed(scope, call, step)
-        async with self.execution.stepping():
-            return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
+        return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
 
     async def _run(
         self,
@@ -62,54 +76,80 @@ class Stepper:
         digest: str,
         scope: Scope,
     ) -> Any:
-        started = self.execution.port.clock.now()
-        try:
-            value, attempts = await self._attempts(step, key, args, kwargs, scope=scope)
-            result = step.encode(value)
-            value = step.decode(result)  # before it is recorded: what cannot be read back would fail every replay
-            event, now = self._completed(key, step.name, digest, result, started=started, attempts=attempts)
-        except Exception as error:
-            await self._failed(key, step, digest, error, scope=scope)
-            raise _failure(step, error) from error
-        self.execution.check()
-        await self.execution.port.append([event])
-        scope.now = now
-        return value
-
-    async def _attempts(
-        self, step: StepDefinition, key: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, scope: Scope
-    ) -> tuple[Any, int]:
-        """The result and the number of tries it took."""
-        attempt = 1
+        """Try until it is done or has failed for good; between two tries the turn may leave the worker."""
+        attempt, due = self.execution.replay.retrying.get(key, (0, scope.now))
+        started: datetime | None = None
         while True:
-            token = step_place.set(StepRun(step, key, attempt, scope.within(key)))
+            if attempt:
+                await self.execution.branches.rest(due)
+            async with self.execution.stepping():
+                started = started or self.execution.port.clock.now()
+                try:
+                    tried = await self._tries(step, key, args, kwargs, attempt=attempt + 1, scope=scope)
+                    if not isinstance(tried, Pause):
+                        event, value, now = self._completed(key, step, digest, tried, started=started)
+                except Exception as error:
+                    await self._failed(key, step, digest, error, scope=scope)
+                    raise _failure(step, error) from error
+                if not isinstance(tried, Pause):
+                    self.execution.check()
+                    await self.execution.port.append([event])
+                    scope.now = now
+                    return value
+                await self._postponed(key, step, tried)
+                attempt, due = tried.attempt, tried.due
+
+    async def _tries(
+        self,
+        step: StepDefinition,
+        key: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        attempt: int,
+        scope: Scope,
+    ) -> tuple[Any, int] | Pause:
+        """The result and the number of tries it took; a pause, if the next try comes too late to wait for it here."""
+        port = self.execution.port
+        while True:
+            run = StepRun(step, key, attempt, Watch(port.clock), scope.within(key))
+            token = step_place.set(run)
             try:
                 return await self.once(step, args, kwargs), attempt
             except Exception as error:
                 if not step.retry.again(error, attempt=attempt):
                     raise
+                # not the turn's random numbers: those would differ on a replay, which pauses for nothing
+                pause = step.retry.pause(attempt, random=Random(), error=error, now=port.clock.now())
+                if pause >= LONG.total_seconds():
+                    return Pause(attempt, port.clock.now() + timedelta(seconds=pause), _failure(step, error))
             finally:
+                run.watch.over.set()
                 step_place.reset(token)
-            # not the turn's random numbers: those would differ on a replay, which pauses for nothing
-            await self.execution.port.back_off(step.retry.pause(attempt, random=Random()))
+            await port.back_off(pause)
             attempt += 1
             self.execution.check()
-            await self.execution.port.ready()
+            await port.ready()
             self.execution.check()  # the lease may have been lost while Postgres was away
 
     async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """One try of the step's function, within its time limit."""
+        """One try of the step's function, within its time limits."""
         limit = (step.timeout or self.execution.port.step_timeout).total_seconds()
+        run = running_step()
+        silence = Silence(run.watch if run is not None else Watch(self.execution.port.clock), step.progress)
         try:
             async with asyncio.timeout(limit if step.is_async else None) as timer:
-                if step.is_async:
-                    return await step.function(*args, **kwargs)
-                call = partial(copy_context().run, partial(step.function, *args, **kwargs))
-                value = await self.execution.port.in_thread(partial(self._timed, call, timer=timer, limit=limit))
-                return await value if inspect.isawaitable(value) else value
+                with silence.broken_by(timer):
+                    if step.is_async:
+                        silence.begin()
+                        return await step.function(*args, **kwargs)
+                    call = partial(copy_context().run, partial(step.function, *args, **kwargs))
+                    timed = partial(self._timed, call, timer=timer, limit=limit, silence=silence)
+                    value = await self.execution.port.in_thread(timed)
+                    return await value if inspect.isawaitable(value) else value
         except TimeoutError:
             if timer.expired():
-                raise TimeoutError(f"no result within {limit:g} s") from None
+                raise TimeoutError(silence.verdict or f"no result within {limit:g} s") from None
             raise
         except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
             raise RuntimeError(told(error)) from error
@@ -118,45 +158,58 @@ class Stepper:
                 raise
             raise RuntimeError("cancelled by its own code") from error
 
-    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float) -> Any:
+    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float, silence: Silence) -> Any:
         """Run ``call``, in a thread; its time begins now, not while it waited for the thread."""
 
         def begin() -> None:
             with suppress(RuntimeError):  # the turn has left meanwhile
                 timer.reschedule(self.execution.loop.time() + limit)
+                silence.begin()
 
         self.execution.loop.call_soon_threadsafe(begin)
         return call()
 
     def _completed(
-        self, key: str, name: str, digest: str, result: str, *, started: datetime, attempts: int
-    ) -> tuple[NewEvent, datetime]:
+        self, key: str, step: StepDefinition, digest: str, tried: tuple[Any, int], *, started: datetime
+    ) -> tuple[NewEvent, Any, datetime]:
+        """The record, the result as every replay will see it, and when that was."""
+        value, attempts = tried
+        result = step.encode(value)
+        value = step.decode(result)  # before it is recorded: what cannot be read back would fail every replay
         now = self.execution.port.clock.now()
-        facts: dict[str, Json] = {"name": name, "digest": digest, "at": now.isoformat(), "ms": _ms(now - started)}
+        facts: dict[str, Json] = {"name": step.name, "digest": digest, "at": now.isoformat(), "ms": _ms(now - started)}
         if attempts > 1:
             facts["attempts"] = attempts
         payload = f'{encode(facts)[:-1]},"result":{result}}}'
         if (size := len(payload.encode())) > self.execution.port.max_event:
             raise InvalidInput(
-                f"step {name!r} returned {size:,} bytes, more than one event may hold ({self.execution.port.max_event:,}): "
-                "return turn.artifact(...) instead"
+                f"step {step.name!r} returned {size:,} bytes, more than one event may hold "
+                f"({self.execution.port.max_event:,}): return turn.artifact(...) instead"
             )
-        return NewEvent(Kind.STEP_COMPLETED, self.execution.record.id, payload, key), now
+        return NewEvent(Kind.STEP_COMPLETED, self.execution.record.id, payload, key), value, now
 
     async def _failed(self, key: str, step: StepDefinition, digest: str, error: Exception, *, scope: Scope) -> None:
         self.execution.check()
         failure = _failure(step, error)
         scope.now = self.execution.port.clock.now()
-        described = {
+        described: dict[str, Json] = {
             "type": failure.error_type,
             "message": failure.error_message,
-            "timeout": isinstance(failure, StepTimeout),
+            "code": failure.code,
         }
+        if isinstance(failure, OutcomeUnknown):
+            described["call"] = failure.call
         await self.execution.append(
             Kind.STEP_FAILED,
             call_key=key,
             payload={"name": step.name, "digest": digest, "error": described, "at": scope.now.isoformat()},
         )
+
+    async def _postponed(self, key: str, step: StepDefinition, pause: Pause) -> None:
+        """Let the number of tries outlast this worker."""
+        payload: dict[str, Json] = {"name": step.name, "attempt": pause.attempt, "until": pause.due.isoformat()}
+        error = {"type": pause.failure.error_type, "message": pause.failure.error_message}
+        await self.execution.append(Kind.STEP_RETRYING, call_key=key, payload=payload | {"error": error})
 
     async def _diverged(self, call: Call, name: str, digest: str) -> None:
         assert call.recorded is not None
@@ -171,13 +224,24 @@ def _replayed(scope: Scope, call: Call, step: StepDefinition) -> Any:
     if "at" in payload:
         scope.now = datetime.fromisoformat(payload["at"])
     if call.recorded.kind == Kind.STEP_FAILED:
-        error = payload["error"]
-        failed = StepTimeout if error.get("timeout") else StepFailed
-        raise failed(step.name, error_type=error["type"], error_message=error["message"])
+        raise _recorded_failure(step, payload["error"])
     return step.decode(json.dumps(payload["result"]))
 
 
+def _recorded_failure(step: StepDefinition, error: Mapping[str, Json]) -> StepFailed:
+    """What the agent saw when it was recorded; the first format had ``timeout`` instead of ``code``."""
+    code = error.get("code", StepTimeout.code if error.get("timeout") else StepFailed.code)
+    if code == OutcomeUnknown.code:
+        return OutcomeUnknown(
+            step.name, error_type=error["type"], error_message=error["message"], call=error.get("call", "")
+        )
+    failed = next((kind for kind in (StepTimeout, ToolDenied) if kind.code == code), StepFailed)
+    return failed(step.name, error_type=error["type"], error_message=error["message"])
+
+
 def _failure(step: StepDefinition, error: Exception) -> StepFailed:
+    if isinstance(error, OutcomeUnknown | ToolDenied):
+        return error
     failed = StepTimeout if isinstance(error, TimeoutError) else StepFailed
     return failed(step.name, error_type=type(error).__name__, error_message=storable(str(error))[:ERROR_TEXT])
 

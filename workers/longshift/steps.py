@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from math import isfinite
 from random import Random
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -22,8 +24,10 @@ from longshift.replay import check_name, digest_of
 class Retry:
     """How often a step is tried, and how long it pauses between: full jitter below an exponential ceiling.
 
-    ``on`` lists the exceptions worth another try; a timeout of the step counts as ``TimeoutError``. Jitter after
-    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    ``on`` lists the exceptions worth another try; a timeout of the step counts as ``TimeoutError``. An error that says
+    when to come again is believed: by an attribute ``retry_after`` (seconds, a timedelta or an aware datetime), or by the
+    HTTP response that it carries (RFC 9110, section 10.2.3). Jitter after Brooker, "Exponential Backoff And Jitter", AWS
+    Architecture Blog, 2015.
     """
 
     attempts: int = 3
@@ -38,13 +42,49 @@ class Retry:
     def again(self, error: Exception, *, attempt: int) -> bool:
         return attempt < self.attempts and isinstance(error, self.on) and not isinstance(error, UsageError)
 
-    def pause(self, attempt: int, *, random: Random) -> float:
-        """Seconds to wait after the ``attempt``-th failure."""
+    def pause(
+        self, attempt: int, *, random: Random, error: Exception | None = None, now: datetime | None = None
+    ) -> float:
+        """Seconds to wait after the ``attempt``-th failure, which was ``error``, at the time ``now``."""
         ceiling = min(self.longest.total_seconds(), self.first.total_seconds() * 2 ** (attempt - 1))
-        return random.uniform(0, ceiling)
+        asked = None if error is None or now is None else retry_after(error, now=now)
+        return max(random.uniform(0, ceiling), asked or 0.0)
 
 
 ONCE = Retry(attempts=1)
+LONGEST_ASKED = timedelta(days=1)
+"""No error makes a step wait longer."""
+
+
+def retry_after(error: Exception, *, now: datetime) -> float | None:
+    """Seconds until ``error`` says that another try is worth it, at most a day; None if it does not say."""
+    said = getattr(error, "retry_after", None)
+    if said is None:
+        headers = getattr(getattr(error, "response", None), "headers", None)
+        said = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    seconds = _seconds_until(said, now=now)
+    return None if seconds is None else min(max(0.0, seconds), LONGEST_ASKED.total_seconds())
+
+
+def _seconds_until(said: object, *, now: datetime) -> float | None:
+    match said:
+        case bool():
+            return None
+        case int() | float():
+            return float(said) if isfinite(said) else None
+        case timedelta():
+            return said.total_seconds()
+        case datetime():
+            return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+        case str() if said.strip().isdecimal():
+            return float(said[:9])
+        case str():
+            try:
+                return _seconds_until(parsedate_to_datetime(said), now=now)
+            except ValueError:
+                return None
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +95,7 @@ class StepDefinition:
     function: Callable[..., Any]
     retry: Retry = ONCE
     timeout: timedelta | None = None
+    progress: timedelta | None = None  # the longest silence within a try: each ``emit`` ends one
     ours: bool = False  # one of the library's own, whose names begin with "$"
     signature: inspect.Signature = field(init=False)
     is_async: bool = field(init=False)
@@ -62,6 +103,9 @@ class StepDefinition:
 
     def __post_init__(self) -> None:
         check_name(self.name, ours=self.ours)
+        for what, limit in (("timeout", self.timeout), ("progress", self.progress)):
+            if limit is not None and limit <= timedelta(0):
+                raise UsageError(f"step {self.name!r}: {what}={limit} leaves it no time")
         object.__setattr__(self, "signature", _signature(self.function))
         object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, ParamSpec, TypeVar, cast, overload
@@ -95,10 +96,7 @@ class Turn:
             StepFailed: it raised.
         """
         definition = getattr(function, "__longshift_step__", None)
-        if definition is None:
-            definition = StepDefinition(name, function)
-        else:
-            definition = StepDefinition(name, definition.function, definition.retry, definition.timeout)
+        definition = StepDefinition(name, function) if definition is None else replace(definition, name=name)
         return await self._execution.perform(definition, args, kwargs)
 
     async def gather(self, *branches: Awaitable[T]) -> list[T]:
@@ -224,10 +222,24 @@ class State(Mapping[str, Json]):
 
 
 def emit(text: str) -> None:
-    """Show ``text`` to whoever follows the turn, now: a delta, lossy and never recorded. Outside a turn: nothing."""
+    """Show ``text`` to whoever follows the turn, now: a delta, lossy and never recorded. Outside a turn: nothing.
+
+    Inside a step it is a sign of progress (``@step(progress=...)``).
+    """
     execution, step = current(), running_step()
+    if step is not None:
+        step.watch.move()
     if execution is not None and execution.is_live:
         execution.port.emit(text, step=step.definition.name if step else "", attempt=step.attempt if step else 0)
 
 
-__all__ = ["Artifact", "Passage", "State", "Turn", "emit"]
+def cancelled() -> bool:
+    """Whether nobody waits any more for the step that this code is part of: it timed out, or its turn has left.
+
+    For plain steps and tools, whose threads nothing can stop: one that looks from time to time frees its thread.
+    """
+    step = running_step()
+    return step is not None and step.watch.over.is_set()
+
+
+__all__ = ["Artifact", "Passage", "State", "Turn", "cancelled", "emit"]
