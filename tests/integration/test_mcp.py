@@ -24,9 +24,14 @@ from longshift.integrations.mcp import (
 )
 from longshift.testing import run
 from longshift.testing.waiting import wait_until
-from tests.support.mcp_servers import JSON, Answer, Classic, Running, Shop, running
+from tests.support.http_servers import Running, running
+from tests.support.mcp_servers import JSON, Answer, Classic, Shop
 
 SOON = Retry(attempts=6, first=timedelta(milliseconds=5), on=(McpUnavailable,))
+
+
+def mcp_url(server: Running) -> str:
+    return f"{server.url}/mcp"
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def classic_server(classic: Classic) -> Iterator[Running]:
 
 
 def test_an_agent_uses_the_tools_of_a_server(shop: Shop, server: Running) -> None:
-    mcp = McpServer("shop", url=server.url, effects={"price": "read"})
+    mcp = McpServer("shop", url=mcp_url(server), effects={"price": "read"})
 
     @agent("buyer")
     async def buyer(turn: Turn, article: str) -> list[Any]:
@@ -68,14 +73,14 @@ def test_an_agent_uses_the_tools_of_a_server(shop: Shop, server: Running) -> Non
 
 def test_a_tool_is_described_as_its_server_does(server: Running) -> None:
     async def look() -> Any:
-        return {tool.name: tool for tool in await McpServer("shop", url=server.url).tools()}
+        return {tool.name: tool for tool in await McpServer("shop", url=mcp_url(server)).tools()}
 
     price = asyncio.run(look())["price"]
     assert (price.description, price.schema["required"]) == ("What an article costs.", ["article"])
 
 
 def test_a_call_carries_its_key_twice_and_the_same_one_on_every_try(shop: Shop, server: Running) -> None:
-    mcp = McpServer("shop", url=server.url, retry=SOON)
+    mcp = McpServer("shop", url=mcp_url(server), retry=SOON)
 
     @agent("buyer")
     async def buyer(turn: Turn, article: str) -> str:
@@ -90,7 +95,7 @@ def test_a_call_carries_its_key_twice_and_the_same_one_on_every_try(shop: Shop, 
 
 
 def test_what_a_tool_says_of_its_failure_is_a_result(server: Running) -> None:
-    mcp = McpServer("shop", url=server.url)
+    mcp = McpServer("shop", url=mcp_url(server))
 
     async def pay() -> McpResult:
         return await mcp.call("pay", {"amount": -1})
@@ -102,7 +107,7 @@ def test_what_a_tool_says_of_its_failure_is_a_result(server: Running) -> None:
 
 
 def test_progress_of_a_tool_is_shown_to_who_follows_the_turn(shop: Shop, server: Running) -> None:
-    mcp = McpServer("shop", url=server.url)
+    mcp = McpServer("shop", url=mcp_url(server))
 
     @agent("waiter")
     async def waiter(turn: Turn, _: None) -> str:
@@ -114,7 +119,7 @@ def test_progress_of_a_tool_is_shown_to_who_follows_the_turn(shop: Shop, server:
 
 
 def test_large_pictures_become_artifacts_and_small_ones_stay(server: Running) -> None:
-    mcp = McpServer("shop", url=server.url)
+    mcp = McpServer("shop", url=mcp_url(server))
 
     @agent("viewer")
     async def viewer(turn: Turn, size: int) -> McpResult:
@@ -129,7 +134,7 @@ def test_large_pictures_become_artifacts_and_small_ones_stay(server: Running) ->
 
 
 def test_an_answer_that_is_too_large_is_told_to_the_model(server: Running) -> None:
-    mcp = McpServer("shop", url=server.url, largest=50_000)
+    mcp = McpServer("shop", url=mcp_url(server), largest=50_000)
 
     @agent("reader")
     async def reader(turn: Turn, size: int) -> McpResult:
@@ -143,7 +148,7 @@ def test_an_answer_that_is_too_large_is_told_to_the_model(server: Running) -> No
 
 
 def test_many_calls_share_one_session(classic: Classic, classic_server: Running) -> None:
-    mcp = McpServer("classic", url=classic_server.url)
+    mcp = McpServer("classic", url=mcp_url(classic_server))
 
     @agent("busy")
     async def busy(turn: Turn, _: None) -> int:
@@ -155,7 +160,7 @@ def test_many_calls_share_one_session(classic: Classic, classic_server: Running)
 
 def test_the_list_of_tools_is_read_to_its_last_page(classic_server: Running) -> None:
     async def names() -> list[str]:
-        return [tool.name for tool in await McpServer("classic", url=classic_server.url).tools()]
+        return [tool.name for tool in await McpServer("classic", url=mcp_url(classic_server)).tools()]
 
     assert asyncio.run(names()) == ["tool0", "tool1", "tool2"]
 
@@ -164,7 +169,7 @@ def test_the_list_of_tools_is_read_to_its_last_page(classic_server: Running) -> 
 def test_a_server_that_was_restarted_gets_a_new_session(
     unknown: int, classic: Classic, classic_server: Running
 ) -> None:
-    mcp = McpServer("classic", url=classic_server.url, retry=Retry(attempts=1))
+    mcp = McpServer("classic", url=mcp_url(classic_server), retry=Retry(attempts=1))
     classic.unknown = unknown
 
     @agent("patient")
@@ -179,7 +184,7 @@ def test_a_server_that_was_restarted_gets_a_new_session(
 
 def test_a_server_that_is_away_is_asked_until_it_is_back(shop: Shop, server: Running) -> None:
     mcp = McpServer(
-        "shop", url=server.url, retry=Retry(attempts=2000, on=(McpUnavailable,))
+        "shop", url=mcp_url(server), retry=Retry(attempts=2000, on=(McpUnavailable,))
     )  # its pauses take no time here
 
     @agent("patient")
@@ -219,19 +224,19 @@ def test_a_server_that_is_away_is_asked_until_it_is_back(shop: Shop, server: Run
 async def test_what_goes_wrong_is_told_apart(
     answer: Answer, kind: type[Exception], text: str, classic: Classic, classic_server: Running
 ) -> None:
-    mcp = McpServer("classic", url=classic_server.url)
+    mcp = McpServer("classic", url=mcp_url(classic_server))
     classic.answers = [answer]
     with pytest.raises(McpError if issubclass(kind, McpError) else McpUnavailable, match=re.escape(text)) as caught:
         await mcp.call("tool0")
     assert type(caught.value) is kind
     if isinstance(caught.value, McpNotSent):
-        assert caught.value.retry_after == 7
+        assert caught.value.retry_after == "7"
     assert (await mcp.call("tool0")).text.startswith("done")
     await mcp.close()
 
 
 async def test_a_broken_connection_does_not_touch_the_other_calls(classic: Classic, classic_server: Running) -> None:
-    mcp = McpServer("classic", url=classic_server.url)
+    mcp = McpServer("classic", url=mcp_url(classic_server))
     held = asyncio.create_task(mcp.call("held"))
     await wait_until(lambda: classic.opened, description="the session is open")
     with pytest.raises(McpUnavailable, match=r"ReadError|RemoteProtocolError"):
@@ -242,7 +247,7 @@ async def test_a_broken_connection_does_not_touch_the_other_calls(classic: Class
 
 
 def test_a_call_without_an_answer_is_repeated_with_its_key(classic: Classic, classic_server: Running) -> None:
-    mcp = McpServer("classic", url=classic_server.url, retry=SOON)
+    mcp = McpServer("classic", url=mcp_url(classic_server), retry=SOON)
 
     @agent("unlucky")
     async def unlucky(turn: Turn, _: None) -> str:
@@ -256,7 +261,7 @@ def test_a_call_without_an_answer_is_repeated_with_its_key(classic: Classic, cla
 
 def test_a_tool_that_is_too_slow_fails_and_holds_up_no_other(shop: Shop, server: Running) -> None:
     shop.hold.clear()
-    mcp = McpServer("shop", url=server.url, timeout=timedelta(milliseconds=300))
+    mcp = McpServer("shop", url=mcp_url(server), timeout=timedelta(milliseconds=300))
 
     @agent("hasty")
     async def hasty(turn: Turn, _: None) -> str:
@@ -272,7 +277,7 @@ def test_a_server_that_takes_no_connection_is_named(server: Running) -> None:
 
     @agent("lonely")
     async def lonely(turn: Turn, _: None) -> str:
-        return (await McpServer("shop", url=f"{server.url}?key=hush", retry=Retry(attempts=1)).call("order")).text
+        return (await McpServer("shop", url=f"{mcp_url(server)}?key=hush", retry=Retry(attempts=1)).call("order")).text
 
     error = run(lonely, None).error
     assert error is not None
@@ -281,7 +286,7 @@ def test_a_server_that_takes_no_connection_is_named(server: Running) -> None:
 
 
 async def test_an_unused_session_is_closed(classic: Classic, classic_server: Running) -> None:
-    mcp = McpServer("classic", url=classic_server.url, idle=timedelta(milliseconds=10))
+    mcp = McpServer("classic", url=mcp_url(classic_server), idle=timedelta(milliseconds=10))
     before = asyncio.all_tasks()
     await mcp.call("tool0")
     await wait_until(lambda: asyncio.all_tasks() == before, description="nothing of the session runs")
@@ -294,7 +299,7 @@ async def test_an_unused_session_is_closed(classic: Classic, classic_server: Run
 async def test_secrets_are_sent_and_not_shown(
     classic: Classic, classic_server: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mcp = McpServer("classic", url=f"{classic_server.url}?key=hush", headers={"authorization": "Bearer hush"})
+    mcp = McpServer("classic", url=f"{mcp_url(classic_server)}?key=hush", headers={"authorization": "Bearer hush"})
     classic.answers = [(401, {}, b"")]
     with caplog.at_level(logging.DEBUG, "longshift"), pytest.raises(McpRefused) as caught:
         await mcp.call("tool0")
@@ -310,7 +315,7 @@ def test_a_server_that_cannot_be_one_is_refused_at_once(name: str, url: str) -> 
 
 
 def test_any_name_of_a_tool_makes_a_step(classic: Classic, classic_server: Running) -> None:
-    mcp = McpServer("classic", url=classic_server.url)
+    mcp = McpServer("classic", url=mcp_url(classic_server))
     names = ["a/b", "a#b", "x" * 200, "x" * 199 + "y"]
 
     @agent("odd")

@@ -1,6 +1,6 @@
-"""MCP servers for tests, each in a thread of its own, so that an agent's event loop is not theirs; they can be restarted.
+"""MCP servers for tests, to be run by ``http_servers.running``.
 
-``Modern`` is made of the SDK. ``Classic`` speaks the protocol of 2025 by hand: sessions that a restart forgets, and any
+``Shop`` is made of the SDK. ``Classic`` speaks the protocol of 2025 by hand: sessions that a restart forgets, and any
 answer that a test wants to see.
 """
 
@@ -9,74 +9,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Image
 from mcp_types import ToolAnnotations
 from starlette.applications import Starlette
 
-Message = MutableMapping[str, Any]
-Asgi = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
-
-
-class Running:
-    """An ASGI app on a port of its own, which it keeps when it is restarted. ``make_app`` is called at each start."""
-
-    def __init__(self, make_app: Callable[[], Any]) -> None:
-        self._make_app = make_app
-        self.port = 0
-        self._socket = self._listen()
-        self.port = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/mcp"
-        self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        if self._socket.fileno() == -1:
-            self._socket = self._listen()
-        config = uvicorn.Config(
-            self._make_app(), interface="asgi3", log_config=None, log_level="critical", timeout_graceful_shutdown=0
-        )
-        self._server = server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[self._socket])), daemon=True)
-        self._thread.start()
-        while not server.started and self._thread.is_alive():
-            threading.Event().wait(0.005)
-
-    def _listen(self) -> socket.socket:
-        # with its protocol named, or asyncio would leave Nagle's algorithm on, which costs 40 ms for each answer
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
-        listener.listen()
-        return listener
-
-    def stop(self) -> None:
-        """As by SIGKILL: connections end where they are."""
-        if self._server is not None and self._thread is not None:
-            self._server.should_exit = self._server.force_exit = True
-            self._thread.join(10)
-        self._socket.close()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-
-@contextmanager
-def running(make_app: Callable[[], Any]) -> Iterator[Running]:
-    server = Running(make_app)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
+from tests.support.http_servers import Asgi, Message, Receive, Send
 
 
 class Shop:
@@ -165,8 +106,8 @@ class Classic:
     async def _serve(
         self,
         scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
+        receive: Receive,
+        send: Send,
     ) -> None:
         if scope["type"] == "lifespan":
             while (kind := (await receive())["type"]) != "lifespan.shutdown":

@@ -33,7 +33,6 @@ from longshift.model import Json
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may well succeed."""
 TEXT = ("text/", "application/xhtml+xml", "application/xml", "application/json")
@@ -49,9 +48,9 @@ class Forbidden(InvalidInput):
 
 
 class Failed(Unavailable):
-    """The other side did not answer, or asked to come again: ``retry_after`` seconds later, if it said so."""
+    """The other side did not answer, or asked to come again: ``retry_after`` is the header that says when, if there was one."""
 
-    retry_after: float | None = None
+    retry_after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +179,9 @@ async def fetch(url: str, *, guard: Guard, limits: Limits = Limits()) -> Fetched
         target = checked(url)
         for _ in range(limits.redirects + 1):
             async with client.stream("GET", target) as response:
-                location = response.headers.get("location")
-                if response.status_code not in REDIRECTS or location is None:
+                if response.next_request is None:
                     return await _read(response, limits)
-            target = checked(_joined(target, location))
+            target = checked(str(response.next_request.url))
         raise InvalidInput(f"it redirects more than {limits.redirects} times: give the address where it ends")
 
 
@@ -203,7 +201,7 @@ async def post(
     ):
         if response.is_success:
             return
-        if response.status_code in REDIRECTS:
+        if response.next_request is not None:
             raise InvalidInput(
                 f"it answered with a redirect (HTTP {response.status_code}): give the address where it ends"
             )
@@ -244,16 +242,11 @@ def checked(url: str) -> str:
         raise InvalidInput(f"it is no address of the web: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InvalidInput(f"its address begins with {parsed.scheme or 'nothing'!r}: give one with http:// or https://")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise InvalidInput(f"its address has port {parsed.port}, which there is not")
     if parsed.userinfo:
         raise InvalidInput("its address has a user or a password in it: those are not sent, leave them out")
     return url
-
-
-def _joined(base: str, location: str) -> str:
-    try:
-        return str(httpx.URL(base).join(location))
-    except httpx.InvalidURL as error:
-        raise InvalidInput(f"it redirects to what is no address: {error}") from None
 
 
 async def _read(response: httpx.Response, limits: Limits) -> Fetched:
@@ -275,8 +268,7 @@ def _check_status(response: httpx.Response) -> None:
         return
     if response.status_code in PASSING:
         failure = Failed(f"it answered with HTTP {response.status_code}")
-        seconds = response.headers.get("retry-after", "")
-        failure.retry_after = float(seconds) if seconds.isdigit() else None
+        failure.retry_after = response.headers.get("retry-after")
         raise failure
     raise InvalidInput(f"it answered with HTTP {response.status_code}: check the address and whether it is public")
 

@@ -55,9 +55,9 @@ class McpRefused(McpError, NotDone):
 
 
 class McpUnavailable(Unavailable):
-    """An MCP server did not answer, and what was asked of it may have been done. ``retry_after``: seconds, if it said so."""
+    """An MCP server did not answer, and what was asked of it may have been done. ``retry_after``: when to, if it said so."""
 
-    retry_after: float | None = None
+    retry_after: str | None = None
 
 
 class McpNotSent(McpUnavailable, NotDone):

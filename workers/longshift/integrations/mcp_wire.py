@@ -11,15 +11,11 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
 from mcp import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST, UNSUPPORTED_PROTOCOL_VERSION
-
-from longshift.clock import SYSTEM, Clock
 
 KEY_META = "idempotencyKey"
 """Where a call carries its key in ``_meta``; the header ``Idempotency-Key`` says the same."""
@@ -42,7 +38,7 @@ class Fault:
     reason: str
     sent: bool = True  # False: certainly not, so that nothing can have been done
     status: int | None = None  # of HTTP, if there was any
-    retry_after: float | None = None  # seconds, if the server asked for a pause
+    retry_after: str | None = None  # the header, if the server asked for a pause
     too_large: bool = False
 
 
@@ -133,7 +129,7 @@ class Contained(httpx2.AsyncBaseTransport):
         if told.get("code") == UNSUPPORTED_PROTOCOL_VERSION:  # part of agreeing on one, which the SDK does
             return httpx2.Response(response.status_code, json=_error(message, told), request=request)
         reason = f"HTTP {response.status_code}" + (f", {told['message']}" if told.get("message") else "")
-        fault = Fault(reason, status=response.status_code, retry_after=retry_after(response.headers.get("retry-after")))
+        fault = Fault(reason, status=response.status_code, retry_after=response.headers.get("retry-after"))
         return self._instead(request, message, fault, told=told)
 
     def _instead(
@@ -182,15 +178,4 @@ def _told(body: bytes) -> dict[str, Any]:
     return error if isinstance(error, dict) and isinstance(error.get("code"), int) else {}
 
 
-def retry_after(value: str | None, *, clock: Clock = SYSTEM) -> float | None:
-    """Seconds that a ``Retry-After`` header asks to wait: it has them, or a date (RFC 9110, 10.2.3)."""
-    if value is None or value.strip().isdigit():
-        return float(value) if value else None
-    try:
-        until = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - clock.now()).total_seconds())
-
-
-__all__ = ["ASIDE", "KEY_META", "Contained", "Fault", "Faults", "retry_after"]
+__all__ = ["ASIDE", "KEY_META", "Contained", "Fault", "Faults"]
