@@ -62,6 +62,10 @@ class Source:
     session_id: UUID
     turn_id: UUID | None = None
 
+    @property
+    def turn_ids(self) -> list[UUID] | None:
+        return None if self.turn_id is None else [self.turn_id]
+
 
 @router.get(
     "/sessions/{session_id}/events",
@@ -102,7 +106,7 @@ async def _answer(request: Request, edge: Edge, source: Source, *, after: int, l
     if "text/event-stream" in request.headers.get("accept", ""):
         frames = stream(edge, source, after=after)
         return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
-    found = await log.read(edge.db, source.session_id, after=after, limit=limit + 1, turn_id=source.turn_id)
+    found = await log.read(edge.db, source.session_id, after=after, limit=limit + 1, turn_ids=source.turn_ids)
     page = found[:limit]
     following = page[-1].seq if page else after
     data = [EventView.of(event) for event in page]
@@ -154,7 +158,7 @@ async def stream(edge: Edge, source: Source, *, after: int) -> AsyncIterator[str
 
 async def _unread(edge: Edge, source: Source, *, after: int) -> AsyncIterator[Event]:
     while True:
-        page = await log.read(edge.db, source.session_id, after=after, limit=PAGE, turn_id=source.turn_id)
+        page = await log.read(edge.db, source.session_id, after=after, limit=PAGE, turn_ids=source.turn_ids)
         for event in page:
             yield event
         if len(page) < PAGE:

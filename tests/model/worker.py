@@ -240,7 +240,7 @@ def acknowledge(state: State, number: int, write: Write, answer: str) -> State:
 
 
 def _replayed(db: Db, turn: int) -> frozenset[str]:
-    """READ_TURN: what is recorded of the turn and will not run again."""
+    """READ_TURNS: what is recorded of the turn and will not run again."""
     return db.recorded(turn) & {*RUN, "signal"}
 
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 from pydantic_core import PydanticSerializationError
 
 from longshift.agent import Agent
+from longshift.chain import carried
 from longshift.contract import Port
 from longshift.errors import ControlFlow, InvalidInput, LongshiftError, StepFailed, UsageError
 from longshift.events import Context, Event, Kind, NewEvent, encode, storable_json
@@ -55,7 +56,7 @@ _KINDS = {
 
 
 def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEvent:
-    """``turn.started`` of the next attempt; the first one carries the input."""
+    """``turn.started`` of the next attempt; the first one carries the input, or, on a retry, which turn it goes on from."""
     attempt = record.attempts + 1
     payload: dict[str, Json] = {
         "attempt": attempt,
@@ -63,8 +64,11 @@ def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEv
         "version": agent.version,
         "at": now.isoformat(),
     }
+    if record.continues:
+        payload["retry_of"] = record.retry_of.hex if record.retry_of else None
     text = encode(payload)
-    if attempt == 1:  # by itself, as it was accepted: inside the payload it would be one level deeper than was checked
+    if attempt == 1 and not record.continues:
+        # by itself, as it was accepted: inside the payload it would be one level deeper than was checked
         text = f'{text[:-1]},"input":{encode(record.input)}}}'
     return NewEvent(Kind.TURN_STARTED, record.id, text)
 
@@ -82,18 +86,19 @@ def resumed(
 
     Args:
         record: the turn as it was before this attempt.
-        recorded: the turn's own events so far.
+        recorded: the turn's own events so far; on a retry, those of the turns before it, too.
         before: the session's context as of the turn's start; taken over, not copied.
         port: the outside.
         now: when this attempt began; the turn's clock starts with its first attempt.
         make: what to make of it.
     """
     first = next((event for event in recorded if event.kind == Kind.TURN_STARTED), None)
-    before.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
+    if not record.continues:  # else it is in the history already
+        before.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
     return make(
         record,
         attempt=record.attempts + 1,
-        replay=Replay(recorded),
+        replay=Replay(carried(recorded, turn_id=record.id), turn_id=record.id),
         context=before,
         port=port,
         started=now if first is None else datetime.fromisoformat(first.payload["at"]),

@@ -7,7 +7,7 @@ log itself.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -48,11 +48,11 @@ async def restore(db: Database, session_id: UUID, *, through: int) -> Restored:
 
 
 async def events(
-    db: Database, session_id: UUID, *, after: int, through: int | None = None, turn_id: UUID | None = None
+    db: Database, session_id: UUID, *, after: int, through: int | None = None, turn_ids: Sequence[UUID] | None = None
 ) -> AsyncIterator[Event]:
     """The log from ``after`` (exclusive) to ``through``, page by page."""
     while True:
-        page = await log.read(db, session_id, after=after, limit=PAGE, turn_id=turn_id)
+        page = await log.read(db, session_id, after=after, limit=PAGE, turn_ids=turn_ids)
         for event in page:
             if through is not None and event.seq > through:
                 return

@@ -3,7 +3,7 @@
 Persisted format. A kind is never renamed and a field never changes its meaning; readers tolerate kinds and fields they
 do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, whose length is the ``schema_version``.
 
-    turn.started       {attempt, agent, version, input}      a worker began (or resumed) the turn
+    turn.started       {attempt, agent, version, input}      a worker began (or resumed) the turn; retry_of instead of input
     step.completed     {name, digest, result, attempts, started_at, ms}   key = replay key
     step.failed        {name, digest, error, attempts, started_at, ms}    final: the agent sees StepFailed, now and on replay
     value.recorded     {value}                               key = replay key; turn.now, turn.uuid, turn.random
@@ -176,7 +176,7 @@ def apply(context: Context, event: Event) -> None:
     payload = event.payload
     turn = event.turn_id.hex if event.turn_id else None
     match event.kind:
-        case Kind.TURN_STARTED if payload.get("attempt") == 1:
+        case Kind.TURN_STARTED if payload.get("attempt") == 1 and "retry_of" not in payload:
             context.history.append({"role": "user", "content": payload.get("input"), "turn_id": turn})
         case Kind.TURN_SUCCEEDED:
             context.history.append({"role": "assistant", "content": payload.get("output"), "turn_id": turn})

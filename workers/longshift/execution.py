@@ -243,15 +243,17 @@ class Execution:
     async def add(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> None:
         """The same for what joins the session's context."""
         recorded, order = await self._value(name, kind, payload)
-        self._additions.apply(kind, recorded, order=order, turn=self.record.id.hex)
+        if order is not None:
+            self._additions.apply(kind, recorded, order=order, turn=self.record.id.hex)
 
-    async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int]:
+    async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int | None]:
+        """What is recorded, and its place in the log; None: before this turn, so that its context has it already."""
         if running_step() is not None:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
         call = self.replay.call(self.scope(), name, digest="")
         if call.recorded is not None:
             await self.breathe()
-            return call.recorded.payload, call.recorded.order
+            return call.recorded.payload, None if call.recorded.earlier else call.recorded.order
         self.check()
         text = encode(payload, limit=self.port.max_event)
         self._order += 1

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from uuid import UUID
 
 from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
 from longshift.db import idempotency as idempotency_keys
-from longshift.db import intake, mail, views
+from longshift.db import intake, mail, retries, views
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Accepted, Entry, NewBatch
@@ -126,6 +127,48 @@ class Mailbox:
         if on_busy is OnBusy.REPLACE:  # also for a repeat: the first request may have died before it came to this
             before = await mail.open_before(self._db, accepted.resource_id)
             await self._end(before, tenant_id=tenant_id, reason="replaced by a newer turn")
+        return accepted
+
+    async def retry_turn(
+        self,
+        turn_id: UUID,
+        *,
+        tenant_id: UUID,
+        agent_version: str | None = None,
+        deadline: datetime | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Accept a turn that goes on where ``turn_id`` failed, expired or was cancelled; ``resource_id`` is its id.
+
+        Raises:
+            NotFound: no such turn.
+            Conflict: it has not ended, it has succeeded, or it is being retried already.
+            UnknownAgent: no worker has registered that version of its agent.
+            InvalidInput: the deadline has passed.
+            IdempotencyMismatch: the key was used with another body.
+        """
+        accepted = await self._repeated(idempotency, tenant_id=tenant_id)
+        if accepted is not None:
+            return accepted
+        now = self._clock.now()
+        turn = await views.turn(self._db, turn_id, tenant_id=tenant_id)
+        if turn is None:
+            raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
+        if agent_version is not None:
+            (await self.catalogue(wanted=(turn.agent, agent_version))).find(turn.agent, agent_version)
+        if deadline is not None and deadline <= now:
+            raise InvalidInput("the deadline has passed", errors=[{"path": "deadline", "message": "must lie ahead"}])
+        accepted = await retries.retry(
+            self._db,
+            turn_id,
+            tenant_id=tenant_id,
+            now=now,
+            lifetime=self._config.turn_deadline,
+            agent_version=agent_version,
+            deadline=deadline,
+            idempotency=idempotency,
+        )
+        self._bell.ring(accepted.ring)
         return accepted
 
     async def submit_batch(

@@ -206,6 +206,11 @@ class TurnRecord:
     started_at: datetime | None
     ended_at: datetime | None
 
+    @property
+    def continues(self) -> bool:
+        """Whether it is a retry that goes on from what turns before it have recorded."""
+        return self.root_turn_id != self.id
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
@@ -315,3 +320,5 @@ class NewTurn:
     custom_id: str | None = None
     traceparent: str | None = None
     parent_turn_id: UUID | None = None
+    retry_of: UUID | None = None
+    root_turn_id: UUID | None = None  # None: it begins a chain of its own

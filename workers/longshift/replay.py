@@ -68,6 +68,7 @@ class Recorded:
     kind: str
     payload: Mapping[str, Json]
     order: int = 0  # its seq: grows along the log
+    earlier: bool = False  # by a turn that this one retries: the session's context has it already
 
     @property
     def digest(self) -> str:
@@ -132,7 +133,8 @@ class Scope:
 class Replay:
     """The recorded calls of one turn, each handed out once."""
 
-    def __init__(self, events: Iterable[Event]) -> None:
+    def __init__(self, events: Iterable[Event], *, turn_id: UUID | None = None) -> None:
+        """``turn_id``: the turn that replays them; default: the one that recorded them."""
         latest: dict[str, Recorded] = {}
         self.diverged: set[str] = set()
         self.retrying: dict[str, tuple[int, datetime]] = {}  # by key: tries so far, and when the next one is due
@@ -142,7 +144,9 @@ class Replay:
             if event.key is None:
                 continue
             if event.kind in _REPLAYED:
-                latest[event.key] = Recorded(event.key, event.kind, event.payload, event.seq)
+                latest[event.key] = Recorded(
+                    event.key, event.kind, event.payload, event.seq, turn_id is not None and event.turn_id != turn_id
+                )
             elif event.kind == Kind.STEP_RETRYING:
                 self.retrying[event.key] = event.payload["attempt"], datetime.fromisoformat(event.payload["until"])
             elif event.kind == Kind.TURN_DIVERGED:

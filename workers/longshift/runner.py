@@ -17,12 +17,11 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 from longshift.agent import Agent, Agents
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
 from longshift.context import events, keep, restore
-from longshift.db import leases, log
+from longshift.db import leases, log, retries
 from longshift.db.database import Database
 from longshift.errors import InvalidInput, LeaseLost, Unavailable
 from longshift.events import Event
@@ -224,8 +223,8 @@ class Runner:
         with suppress(Unavailable):
             await keep(outside.db, lease.claim, restored)
         recorded: list[Event] = []
-        if record.attempts > 0:
-            recorded = await self._outside.asking(_collected, lease.session_id, after=first_seq - 1, turn=record)
+        if record.attempts > 0 or record.continues:
+            recorded = await self._outside.asking(_recorded, record, first_seq=first_seq)
         port = TurnPort(outside, lease, record)
         return resumed(record, recorded, before=restored.context, port=port, now=started)
 
@@ -309,8 +308,12 @@ class Runner:
         self._outside.notices.turn_changed(record.id, status)
 
 
-async def _collected(db: Database, session_id: UUID, *, after: int, turn: TurnRecord) -> list[Event]:
-    return [event async for event in events(db, session_id, after=after, turn_id=turn.id)]
+async def _recorded(db: Database, record: TurnRecord, *, first_seq: int) -> list[Event]:
+    """What the turn has recorded, after what the turns have that it retries."""
+    turns = [record.id]
+    if record.continues:
+        turns, first_seq = await retries.chain(db, record.session_id, record.root_turn_id)
+    return [event async for event in events(db, record.session_id, after=first_seq - 1, turn_ids=turns)]
 
 
 def _ended_by(mail: MailRecord) -> Outcome:

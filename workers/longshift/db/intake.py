@@ -44,18 +44,19 @@ RETURNING id, queue, next_position, open_turns,
 BUSY = text("SELECT 1 FROM sessions WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL")
 
 ADD_TURNS = text("""
-INSERT INTO turns (id, session_id, tenant_id, position, status, agent, agent_version, queue, input, root_turn_id, run_after,
-                   deadline, batch_id, batch_index, custom_id, traceparent, metadata)
+INSERT INTO turns (id, session_id, tenant_id, position, status, agent, agent_version, queue, input, root_turn_id, retry_of,
+                   run_after, deadline, batch_id, batch_index, custom_id, traceparent, metadata)
 SELECT r.id, r.session_id, :tenant, r.position, CASE WHEN r.position IS NULL THEN 'scheduled' ELSE 'queued' END, r.agent,
-       r.agent_version, r.queue, CAST(r.input AS json), r.id, r.run_after,
+       r.agent_version, r.queue, CAST(r.input AS json), coalesce(r.root, r.id), r.retry_of, r.run_after,
        coalesce(r.deadline, coalesce(r.run_after, clock_timestamp()) + CAST(:lifetime AS interval)),
        CAST(:batch AS uuid), r.batch_index, r.custom_id, r.traceparent, CAST(r.metadata AS jsonb)
   FROM unnest(CAST(:id AS uuid[]), CAST(:session AS uuid[]), CAST(:position AS bigint[]), CAST(:agent AS text[]),
-              CAST(:version AS text[]), CAST(:queue AS text[]), CAST(:input AS text[]), CAST(:run_after AS timestamptz[]),
+              CAST(:version AS text[]), CAST(:queue AS text[]), CAST(:input AS text[]), CAST(:root AS uuid[]),
+              CAST(:retry_of AS uuid[]), CAST(:run_after AS timestamptz[]),
               CAST(:deadline AS timestamptz[]), CAST(:batch_index AS int[]), CAST(:custom_id AS text[]),
               CAST(:traceparent AS text[]), CAST(:metadata AS text[]))
-       AS r(id, session_id, position, agent, agent_version, queue, input, run_after, deadline, batch_index, custom_id,
-            traceparent, metadata)""")
+       AS r(id, session_id, position, agent, agent_version, queue, input, root, retry_of, run_after, deadline, batch_index,
+            custom_id, traceparent, metadata)""")
 ADD_BATCH = text("""
 INSERT INTO batches (id, tenant_id, total, metadata) VALUES (:id, :tenant, :total, CAST(:metadata AS jsonb))""")
 ADD_SESSION = text("""
@@ -127,13 +128,13 @@ async def submit(
             await tx.execute(LOCK_SESSIONS, {"sessions": list(lock)})
         index = 0
         for chunk in chunks(entries):
-            places = await _admit(tx, chunk, tenant_id=tenant_id, now=now, reject=reject_busy, ring=ring)
-            await _add_turns(tx, chunk, places, tenant_id=tenant_id, lifetime=lifetime, batch=batch, first_index=index)
+            places = await admit(tx, chunk, tenant_id=tenant_id, now=now, reject=reject_busy, ring=ring)
+            await add_turns(tx, chunk, places, tenant_id=tenant_id, lifetime=lifetime, batch=batch, first_index=index)
             index += len(chunk)
     return Accepted(resource_id, ring)
 
 
-async def _admit(
+async def admit(
     tx: AsyncConnection,
     chunk: Sequence[Entry],
     *,
@@ -176,16 +177,17 @@ async def _refuse(tx: AsyncConnection, session_id: UUID, *, tenant_id: UUID) -> 
     raise NotFound(f"there is no session {name}")
 
 
-async def _add_turns(
+async def add_turns(
     tx: AsyncConnection,
     chunk: Sequence[Entry],
     places: Sequence[int | None],
     *,
     tenant_id: UUID,
     lifetime: timedelta,
-    batch: NewBatch | None,
-    first_index: int,
+    batch: NewBatch | None = None,
+    first_index: int = 0,
 ) -> None:
+    """Insert the turns of ``chunk`` at their ``places``."""
     turns = [e.turn for e in chunk]
     await tx.execute(
         ADD_TURNS,
@@ -200,6 +202,8 @@ async def _add_turns(
             "version": [t.agent_version for t in turns],
             "queue": [t.queue for t in turns],
             "input": [encode(t.input) for t in turns],
+            "root": [t.root_turn_id for t in turns],
+            "retry_of": [t.retry_of for t in turns],
             "run_after": [t.run_after for t in turns],
             "deadline": [t.deadline for t in turns],
             "batch_index": [first_index + i if batch else None for i in range(len(turns))],

@@ -204,7 +204,8 @@ SELECT r.session_id, r.epoch, coalesce(s.lease_epoch = r.epoch AND s.lease_worke
 
 _READ = "SELECT session_id, seq, id, epoch, turn_id, kind, key, schema_version, payload, created_at FROM events"
 READ = text(f"{_READ} WHERE session_id = :session AND seq > :after ORDER BY seq LIMIT :limit")
-READ_TURN = text(f"{_READ} WHERE session_id = :session AND turn_id = :turn AND seq > :after ORDER BY seq LIMIT :limit")
+READ_TURNS = text(f"""{_READ}
+ WHERE session_id = :session AND turn_id = ANY(CAST(:turns AS uuid[])) AND seq > :after ORDER BY seq LIMIT :limit""")
 
 
 async def append(db: Database, writes: Sequence[Append]) -> dict[Key, Done]:
@@ -259,11 +260,12 @@ async def standing(db: Database, writes: Iterable[tuple[Claim, int]]) -> dict[Ke
 
 
 async def read(
-    db: Database, session_id: UUID, *, after: int = 0, limit: int = 1000, turn_id: UUID | None = None
+    db: Database, session_id: UUID, *, after: int = 0, limit: int = 1000, turn_ids: Sequence[UUID] | None = None
 ) -> list[Event]:
-    """At most ``limit`` events with ``seq > after``, in order; with ``turn_id`` only that turn's."""
+    """At most ``limit`` events with ``seq > after``, in order; with ``turn_ids`` only theirs."""
     params = {"session": session_id, "after": after, "limit": limit}
-    rows = await (db.fetch(READ, params) if turn_id is None else db.fetch(READ_TURN, params | {"turn": turn_id}))
+    turns = {"turns": list(turn_ids)} if turn_ids is not None else {}
+    rows = await db.fetch(READ if turn_ids is None else READ_TURNS, params | turns)
     return [_event(row) for row in rows]
 
 

@@ -25,7 +25,7 @@ from longshift.agent import Agent
 from longshift.clock import SYSTEM, Clock
 from longshift.events import Event
 from longshift.model import Json, new_id
-from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse
+from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
 from longshift.testing.points import points_of
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
@@ -45,6 +45,7 @@ def run(
     pause_at: str | None = None,
     deliver_twice: bool = False,
     log: list[Event] | None = None,
+    retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
@@ -65,6 +66,7 @@ def run(
             ``result.refused`` has what it tried. In one process: what runs in a step when it stops runs on to its end.
         deliver_twice: the wake-up comes again at each record and after the end; every copy is refused.
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
+        retry: an earlier turn of this ``log`` that ended without success: go on from what it has recorded.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
@@ -85,6 +87,7 @@ def run(
             pause_at=pause_at,
             deliver_twice=deliver_twice,
             log=log,
+            retry=retry,
             artifacts=artifacts,
             metadata=metadata,
             clock=clock,
@@ -103,6 +106,7 @@ async def arun(
     pause_at: str | None = None,
     deliver_twice: bool = False,
     log: list[Event] | None = None,
+    retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
@@ -123,6 +127,8 @@ async def arun(
         now=now,
         until=now + deadline,
     )
+    if retry is not None:
+        record = retried(record, retry, log)
     world = World(record, log, artifacts if artifacts is not None else {}, time, faults)
     return await rehearse(agent, world, fake=fake or {})
 

@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
 from longshift.ending import end
-from longshift.errors import LeaseLost
+from longshift.errors import LeaseLost, UsageError
 from longshift.events import Context, Event, fold
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus, new_id
@@ -25,7 +25,7 @@ from longshift.place import running_step
 from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
 from longshift.testing.outside import Crashed, Outside
-from longshift.testing.world import Delta, World
+from longshift.testing.world import Delta, World, chain_of
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -130,7 +130,9 @@ class Attempt:
         now = outside.clock.now()
         try:
             await outside.write(begun(record, self._bench.agent, now=now))
-            recorded = world.events if record.attempts else []  # whoever was stopped meanwhile sees what came since
+            recorded = world.earlier  # that of turns before it that it retries
+            if record.attempts:
+                recorded = [*recorded, *world.events]  # whoever was stopped meanwhile sees what came since
             before = fold(world.log[: world.first], start=Context())
             execution = resumed(record, recorded, before=before, port=outside, now=now, make=Rehearsal)
             assert isinstance(execution, Rehearsal)
@@ -295,6 +297,19 @@ def as_sent(agent: Agent[Any, Any], value: Json) -> Json:
         return json.loads(agent.input.dump_json(value, by_alias=True, warnings="error"))
     except PydanticSerializationError:
         return to_jsonable_python(value)
+
+
+def retried(record: TurnRecord, result: Result[Any], log: Sequence[Event]) -> TurnRecord:
+    """``record`` as that of a turn which goes on where the one of ``result`` ended.
+
+    Raises:
+        UsageError: that one succeeded, or is not in this log.
+    """
+    first = result.events[0]
+    if result.status is TurnStatus.SUCCEEDED or first not in log:
+        why = "has succeeded" if result.status is TurnStatus.SUCCEEDED else "is not in the log that was given"
+        raise UsageError(f"this turn cannot be retried: it {why}")
+    return replace(record, retry_of=first.turn_id, root_turn_id=chain_of(log, first.turn_id)[0])
 
 
 def new_record(

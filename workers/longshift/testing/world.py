@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from uuid import UUID
 
 from longshift.clock import Clock
 from longshift.errors import LeaseLost, UsageError
@@ -84,6 +85,17 @@ class Time:
                 future.set_result(None)
 
 
+def chain_of(log: Sequence[Event], turn_id: UUID | None) -> list[UUID]:
+    """The turns that ``turn_id`` retries, from the first one on, and itself."""
+    chain: list[UUID] = []
+    while turn_id is not None:
+        chain.insert(0, turn_id)
+        started = next(event for event in log if event.turn_id == turn_id and event.kind == Kind.TURN_STARTED)
+        before = started.payload.get("retry_of")
+        turn_id = UUID(before) if before is not None else None
+    return chain
+
+
 class World:
     """One turn and its session, as its workers find them."""
 
@@ -112,6 +124,14 @@ class World:
     @property
     def events(self) -> list[Event]:
         return self.log[self.first :]
+
+    @property
+    def earlier(self) -> list[Event]:
+        """What the turns have recorded that this one retries."""
+        if not self.record.continues:
+            return []
+        chain = chain_of(self.log, self.record.retry_of)
+        return [event for event in self.log[: self.first] if event.turn_id in chain]
 
     @property
     def ended(self) -> bool:

@@ -210,7 +210,7 @@ class Worker:
         return done.flag
 
     async def _turn(self, lease: Lease, turn: TurnRecord) -> None:
-        written = await self._read(lambda: log.read(self.db, lease.session_id, turn_id=turn.id))
+        written = await self._read(lambda: log.read(self.db, lease.session_id, turn_ids=[turn.id]))
         done = {event.key for event in written if event.kind == Kind.STEP_COMPLETED}
         heard = any(event.kind == Kind.WAIT_ENDED for event in written)
         steps: int = turn.input["steps"]
