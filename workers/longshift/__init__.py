@@ -33,14 +33,17 @@ from longshift.errors import (
     WaitTimeout,
 )
 from longshift.steps import Retry
+from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
 from longshift.turn import State, Turn, cancelled, emit
 
 __all__ = [
+    "Absent",
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
     "ChildFailed",
     "Conflict",
+    "Done",
     "InvalidInput",
     "LongshiftError",
     "NotDone",
@@ -51,13 +54,17 @@ __all__ = [
     "State",
     "StepFailed",
     "StepTimeout",
+    "Tool",
+    "ToolCall",
     "ToolDenied",
     "Turn",
     "Unavailable",
+    "Unknown",
     "UsageError",
     "WaitTimeout",
     "agent",
     "cancelled",
     "emit",
     "step",
+    "tool",
 ]

@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError
 from longshift.agent import Agent
 from longshift.chain import carried
 from longshift.contract import Port
-from longshift.errors import ControlFlow, InvalidInput, LongshiftError, StepFailed, UsageError
+from longshift.errors import ControlFlow, Diverged, InvalidInput, LongshiftError, StepFailed, UsageError
 from longshift.events import Context, Event, Kind, NewEvent, encode, storable_json
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus
@@ -123,7 +123,9 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
             else:
                 function = partial(copy_context().run, partial(agent.function, turn, value))
                 result = await asyncio.get_running_loop().run_in_executor(threads, function)
-        return _succeeded(agent, result, limit=execution.port.max_event)
+        return _diverged(execution) or _succeeded(agent, result, limit=execution.port.max_event)
+    except Diverged as error:
+        return failed(error.code, str(error), step=error.step)
     except StepFailed as error:
         return failed(error.code, str(error), step=error.step, type=error.error_type)
     except InvalidInput as error:
@@ -138,6 +140,11 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
         if execution.cancelled_from_outside():
             raise
         return failed("agent_error", "the agent was cancelled by its own code", type="CancelledError")
+
+
+def _diverged(execution: Execution) -> Outcome | None:
+    error = execution.diverged
+    return None if error is None else failed(error.code, str(error), step=error.step)
 
 
 def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:

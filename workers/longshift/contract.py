@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from longshift.clock import Clock
 from longshift.events import NewEvent
+from longshift.model import CallOutcome, NewCall, ToolCallRecord
+from longshift.underway import UnderWay
 
 T = TypeVar("T")
 
@@ -40,6 +42,8 @@ class Port(Protocol):
     clock: Clock
     step_timeout: timedelta
     max_event: int
+    lease_ttl: timedelta
+    underway: UnderWay
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         """Record facts durably; raises LeaseLost."""
@@ -58,6 +62,32 @@ class Port(Protocol):
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run blocking code in a bounded pool."""
+        ...
+
+    async def begin_call(self, call: NewCall, *, over: int | None = None) -> int | ToolCallRecord:
+        """Start a call in the ledger, for the holder of the lease: how often it was started by now, or what stands there
+        instead of another start. ``over``: the epoch of a start of which it is proven that it comes to nothing.
+
+        Raises:
+            LeaseLost: this is not the holder any more.
+        """
+        ...
+
+    async def end_call(self, call: NewCall, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
+        """Record how a call ended, whoever holds the lease; what stands in the ledger, if it is something else. ``epoch``: of
+        the start that it ends, if that was another's."""
+        ...
+
+    async def look_up_call(self, call_id: UUID) -> ToolCallRecord | None:
+        """What stands in the ledger."""
+        ...
+
+    async def starter_gone(self, call_id: UUID, *, epoch: int) -> bool:
+        """Whether the start under ``epoch`` can come to nothing any more."""
+        ...
+
+    def may_call(self, *, since: float) -> bool:
+        """Whether the lease that stood at ``since`` (monotonic seconds) has not been taken away yet. From any thread."""
         ...
 
     async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact: ...

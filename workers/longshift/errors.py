@@ -23,6 +23,7 @@
      +- LeaseLost                      another worker may hold the session now: everything on the old turn raises this
      +- TurnEvicted                    the turn leaves this worker (wait, drain); its coroutine is being unwound
      +- TurnCancelled                  somebody asked for the turn to end
+     +- Diverged                       the code now calls a tool with other input than when the turn ran before
 
 The docstring of each class is the sentence that documents it. ``retryable`` says whether the same call may succeed later.
 """
@@ -188,6 +189,23 @@ class LeaseLost(ControlFlow):
 
 class TurnEvicted(ControlFlow):
     """The turn leaves this worker: every branch waits, or the worker drains."""
+
+
+class Diverged(ControlFlow):
+    """A tool that has been called at this place of the turn is now called with other input: the code between the steps has
+    changed, and to call it once more, or to take the old result for the new call, would both be guesses.
+
+    The turn fails; ``retry`` goes on from there once the code makes the same call again.
+    """
+
+    code = "diverged"
+
+    def __init__(self, step: str, *, place: str) -> None:
+        super().__init__(
+            f"tool step {step!r} was called with other arguments before, at the same place of this turn ({place}): bring the "
+            "code between its steps back to what it was, and retry the turn"
+        )
+        self.step = step
 
 
 class TurnCancelled(ControlFlow):

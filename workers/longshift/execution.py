@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 from longshift.additions import Additions
 from longshift.branching import Branches
 from longshift.contract import Port
-from longshift.errors import TurnEvicted, UsageError
+from longshift.errors import Diverged, TurnEvicted, UsageError
 from longshift.events import Context, Kind, NewEvent, encode
 from longshift.model import Json, TurnRecord
 from longshift.place import place, place_tasks, running_step, scope_place, stand
@@ -53,9 +53,11 @@ class Execution:
         self.waits = Waits(port.clock, self._idle)
         self.branches = Branches(self)
         self.stepper = self.make_stepper(self)
+        self.diverged: Diverged | None = None  # out of band: whatever the agent makes of the error, its turn has failed
         self._unwinding: str | None = None
         self._additions = Additions(context)
         self._order = replay.newest
+        self._calls = 0  # of irreversible tools, under way
         self._steps = 0
         self._draining = False
         self._blocked: set[concurrent.futures.Future[Any]] = set()
@@ -108,6 +110,16 @@ class Execution:
         finally:
             self._steps -= 1
             self._quieten()
+
+    @contextmanager
+    def calling(self, seconds: float) -> Iterator[None]:
+        """Around the call of an irreversible tool, of at most so many seconds: the worker waits for it before it ends."""
+        self._calls += 1
+        try:
+            with self.port.underway.calling(seconds):
+                yield
+        finally:
+            self._calls -= 1
 
     def from_thread(self, awaitable: Awaitable[T]) -> T:
         """Block the agent's thread until the loop has done ``awaitable``.
@@ -175,10 +187,20 @@ class Execution:
         except RuntimeError:
             return False
 
+    def diverge(self, error: Diverged) -> Diverged:
+        """``error``, which fails the turn even if the agent catches it."""
+        self.diverged = self.diverged or error
+        return error
+
     def cancelled_from_outside(self) -> bool:
         """Whether a ``CancelledError`` here is somebody's wish, and not something that the code itself ran into."""
         task = asyncio.current_task()
         return self._unwinding is not None or task is None or task.cancelling() > 0
+
+    @property
+    def is_calling(self) -> bool:
+        """Whether an irreversible tool is being called, which may not be cut short."""
+        return self._calls > 0
 
     @property
     def busy(self) -> bool:

@@ -70,6 +70,7 @@ class Heartbeat:
         self.seen_at: datetime | None = None
         """When (database clock) it last saw Postgres."""
         self._last_beat, self._last_beat_at = clock.monotonic(), clock.now()
+        self._heard = self._last_beat, self._last_beat_at  # when the last beat that was answered had begun
 
     @property
     def leader(self) -> bool:
@@ -80,6 +81,17 @@ class Heartbeat:
     def watching_since(self) -> datetime | None:
         """Since when (database clock) this worker has seen Postgres without a break: only then may it call others silent."""
         return None if self._was_away() else self._watching_since
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a beat that began less than ``lock_grace`` ago was answered: nobody can have declared this worker dead.
+
+        From any thread; by both clocks, as below.
+        """
+        monotonic, wall = self._heard
+        grace = self._config.lock_grace
+        by_ticks = timedelta(seconds=self._clock.monotonic() - monotonic)
+        return by_ticks < grace and abs(self._clock.now() - wall) < grace
 
     def _was_away(self) -> bool:
         """Whether there was no beat for a while. By both clocks: on a machine that sleeps, the monotonic one may sleep, too."""
@@ -128,7 +140,7 @@ class Heartbeat:
                 logger.exception("heartbeat failed")
 
     def _beat(self) -> None:
-        beat = self._clock.monotonic()
+        beat, at = self._clock.monotonic(), self._clock.now()
         if self._was_away():
             self._watching_since = None
         age = timedelta(seconds=max(0.0, beat - self.load.tick))
@@ -143,6 +155,8 @@ class Heartbeat:
             logger.error("declared dead, going on under a new id", extra={"worker_id": self.worker_id.hex})
             self.worker_id = reborn
             self._tell(self._on_reborn, reborn)
+        else:
+            self._heard = beat, at
 
     def _watch(self, now: datetime | None) -> None:
         if self._watching_since is None or self._was_away():

@@ -126,6 +126,38 @@ class CallStatus(StrEnum):
     GIVEN_UP = "given_up"  # an operator could not either
 
 
+class Settlement(StrEnum):
+    """What an operator decides of a call that is in doubt."""
+
+    DONE = "done"
+    NOT_DONE = "not_done"  # it may be called again
+    GIVE_UP = "give_up"  # it will never be known
+
+
+@dataclass(frozen=True, slots=True)
+class NewCall:
+    """A call of a tool that is about to be made."""
+
+    id: UUID  # its key
+    turn_id: UUID
+    tool: str
+    effect: Effect
+    dedupe: Dedupe
+    place: str  # replay key
+    input: str  # JSON text
+    timeout: timedelta  # of one call
+
+
+@dataclass(frozen=True, slots=True)
+class CallOutcome:
+    """How a call ended: DONE with its result (JSON text, or an artifact), FAILED or UNKNOWN with its error (JSON text)."""
+
+    status: CallStatus
+    result: str | None = None
+    artifact_id: UUID | None = None
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCallRecord:
     """One row of ``tool_calls``: the audit trail."""

@@ -14,14 +14,16 @@ from uuid import UUID
 from longshift.artifacts import ArtifactStore, read_verified
 from longshift.clock import Clock
 from longshift.contract import Artifact, Passage
-from longshift.db import files, passages
+from longshift.db import files, passages, tool_calls
 from longshift.db.database import Database
 from longshift.errors import NotFound, Unavailable
 from longshift.events import NewEvent
 from longshift.journal import Journal
 from longshift.lease import Lease
-from longshift.model import ArtifactRecord, Prefix, TurnRecord, show_id
+from longshift.ledger import Ledger
+from longshift.model import ArtifactRecord, CallOutcome, NewCall, Prefix, ToolCallRecord, TurnRecord, show_id
 from longshift.notices import Notices
+from longshift.underway import UnderWay
 
 T = TypeVar("T")
 
@@ -39,6 +41,11 @@ class Outside:
     agent_threads: ThreadPoolExecutor
     step_timeout: timedelta
     max_event: int
+    ledger: Ledger
+    underway: UnderWay
+    lease_ttl: timedelta
+    lock_grace: timedelta
+    is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Call ``function(db, ...)`` until Postgres answers; the journal says when it is back."""
@@ -60,6 +67,8 @@ class TurnPort:
         self.clock = outside.clock
         self.step_timeout = outside.step_timeout
         self.max_event = outside.max_event
+        self.lease_ttl = outside.lease_ttl
+        self.underway = outside.underway
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         await self._outside.journal.append(self._lease, events)
@@ -81,6 +90,25 @@ class TurnPort:
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._outside.step_threads, function)
+
+    async def begin_call(self, call: NewCall, *, over: int | None = None) -> int | ToolCallRecord:
+        return await self._outside.ledger.begin(self._lease, call, over=over)
+
+    async def end_call(self, call: NewCall, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
+        return await self._outside.ledger.end(self._lease, call, outcome, epoch=epoch)
+
+    async def look_up_call(self, call_id: UUID) -> ToolCallRecord | None:
+        found = await self._outside.asking(tool_calls.standing, [call_id])
+        return found.get(call_id)
+
+    async def starter_gone(self, call_id: UUID, *, epoch: int) -> bool:
+        return await self._outside.asking(tool_calls.starter_gone, call_id, epoch=epoch, lease_ttl=self.lease_ttl)
+
+    def may_call(self, *, since: float) -> bool:
+        """Nobody is declared dead whose heart was heard less than ``lock_grace`` ago."""
+        outside = self._outside
+        soon = self.clock.monotonic() - since < outside.lock_grace.total_seconds()
+        return soon and not self._lease.lost and outside.journal.is_open and outside.is_beating()
 
     async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
         sha256 = hashlib.sha256(data).hexdigest()

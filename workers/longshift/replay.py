@@ -138,6 +138,7 @@ class Replay:
         latest: dict[str, Recorded] = {}
         self.diverged: set[str] = set()
         self.retrying: dict[str, tuple[int, datetime]] = {}  # by key: tries so far, and when the next one is due
+        self.called: dict[str, str] = {}  # by key: the irreversible call that was started there last
         self.newest = 0  # seq of the newest event
         for event in events:
             self.newest = event.seq
@@ -149,6 +150,8 @@ class Replay:
                 )
             elif event.kind == Kind.STEP_RETRYING:
                 self.retrying[event.key] = event.payload["attempt"], datetime.fromisoformat(event.payload["until"])
+            elif event.kind == Kind.TOOL_STARTED:
+                self.called[event.key] = event.payload["call"]
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
         self._recorded = frozenset(latest)
@@ -225,6 +228,19 @@ def to_json(value: Any) -> Json:
         return to_jsonable_python(_ordered(value), fallback=by_type, inf_nan_mode="strings", bytes_mode="base64")
     except (PydanticSerializationError, ValueError, RecursionError):
         return by_type(value)
+
+
+def exact_json(value: Any) -> Json:
+    """``value`` as JSON has it.
+
+    Raises:
+        TypeError, ValueError: some of it cannot be written as JSON.
+    """
+
+    def refuse(other: Any) -> Any:
+        raise TypeError(f"a {type(other).__qualname__} is no data")
+
+    return to_jsonable_python(_ordered(value), fallback=refuse, inf_nan_mode="strings", bytes_mode="base64")
 
 
 def _ordered(value: Any) -> Any:

@@ -93,6 +93,11 @@ class Run:
             self.execution.unwind("its lease is gone")
         self.stop(Stop.LOST)
 
+    @property
+    def calling(self) -> bool:
+        """Whether an irreversible tool is being called, which may not be cut short."""
+        return self.execution is not None and self.execution.is_calling
+
     def drain(self) -> None:
         self.draining = True
         if self.execution is not None:

@@ -14,9 +14,10 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from longshift.errors import InvalidInput, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
+from longshift.calling import Caller
+from longshift.errors import Diverged, InvalidInput, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
-from longshift.model import Json
+from longshift.model import Effect, Json
 from longshift.place import StepRun, running_step, step_place, told
 from longshift.replay import Call, Scope
 from longshift.steps import StepDefinition
@@ -47,6 +48,7 @@ class Stepper:
 
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
+        self.calls = Caller(self)
 
     async def perform(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a step, or return what is recorded of it; inside another step, part of that one.
@@ -62,6 +64,8 @@ class Stepper:
         if call.diverged:
             await self._diverged(call, step.name, digest)
         if call.recorded is not None:
+            if acts(step) and call.recorded.digest != digest:
+                raise self.execution.diverge(Diverged(step.name, place=call.key))
             await self.execution.breathe()
             return _replayed(scope, call, step)
         return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
@@ -115,6 +119,8 @@ class Stepper:
             run = StepRun(step, key, attempt, Watch(port.clock), scope.within(key))
             token = step_place.set(run)
             try:
+                if step.tool is not None:
+                    return await self.calls.attempt(step, args, kwargs), attempt
                 return await self.once(step, args, kwargs), attempt
             except Exception as error:
                 if not step.retry.again(error, attempt=attempt):
@@ -131,6 +137,9 @@ class Stepper:
             self.execution.check()
             await port.ready()
             self.execution.check()  # the lease may have been lost while Postgres was away
+
+    def called(self, step: StepDefinition) -> None:
+        """The own code of a tool begins now, perhaps in a thread."""
 
     async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """One try of the step's function, within its time limits."""
@@ -180,6 +189,7 @@ class Stepper:
         facts: dict[str, Json] = {"name": step.name, "digest": digest, "at": now.isoformat(), "ms": _ms(now - started)}
         if attempts > 1:
             facts["attempts"] = attempts
+        facts |= self.calls.facts(key)
         payload = f'{encode(facts)[:-1]},"result":{result}}}'
         if (size := len(payload.encode())) > self.execution.port.max_event:
             raise InvalidInput(
@@ -202,7 +212,8 @@ class Stepper:
         await self.execution.append(
             Kind.STEP_FAILED,
             call_key=key,
-            payload={"name": step.name, "digest": digest, "error": described, "at": scope.now.isoformat()},
+            payload={"name": step.name, "digest": digest, "error": described, "at": scope.now.isoformat()}
+            | self.calls.facts(key),
         )
 
     async def _postponed(self, key: str, step: StepDefinition, pause: Pause) -> None:
@@ -225,7 +236,14 @@ def _replayed(scope: Scope, call: Call, step: StepDefinition) -> Any:
         scope.now = datetime.fromisoformat(payload["at"])
     if call.recorded.kind == Kind.STEP_FAILED:
         raise _recorded_failure(step, payload["error"])
+    if step.tool is not None and step.tool.told is not None and "done_at" in payload:
+        step.tool.told.done_at = datetime.fromisoformat(payload["done_at"])
     return step.decode(json.dumps(payload["result"]))
+
+
+def acts(step: StepDefinition) -> bool:
+    """Whether the step changes the world, so that its record must not be taken for another call's."""
+    return step.tool is not None and step.tool.effect is not Effect.READ
 
 
 def _recorded_failure(step: StepDefinition, error: Mapping[str, Json]) -> StepFailed:

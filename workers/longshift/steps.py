@@ -15,9 +15,10 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from longshift.errors import UsageError
+from longshift.errors import OutcomeUnknown, ToolDenied, UsageError
 from longshift.events import storable_json
 from longshift.replay import check_name, digest_of
+from longshift.tooling import ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Retry:
             raise UsageError(f"Retry(attempts={self.attempts}): a step is tried at least once")
 
     def again(self, error: Exception, *, attempt: int) -> bool:
-        return attempt < self.attempts and isinstance(error, self.on) and not isinstance(error, UsageError)
+        final = isinstance(error, UsageError | OutcomeUnknown | ToolDenied)
+        return attempt < self.attempts and isinstance(error, self.on) and not final
 
     def pause(
         self, attempt: int, *, random: Random, error: Exception | None = None, now: datetime | None = None
@@ -97,6 +99,7 @@ class StepDefinition:
     timeout: timedelta | None = None
     progress: timedelta | None = None  # the longest silence within a try: each ``emit`` ends one
     ours: bool = False  # one of the library's own, whose names begin with "$"
+    tool: ToolSpec | None = None  # its calls stand in the ledger
     signature: inspect.Signature = field(init=False)
     is_async: bool = field(init=False)
     _adapter: list[TypeAdapter[Any]] = field(init=False, default_factory=list)
@@ -118,9 +121,13 @@ class StepDefinition:
 
     def digest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Digest of the arguments, the same whether they were given by place or by name."""
+        return digest_of(self.name, self.arguments(args, kwargs))
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments by name, defaults included."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return digest_of(self.name, bound.arguments)
+        return bound.arguments
 
     def encode(self, value: Any) -> str:
         """The result as JSON text.

@@ -34,11 +34,13 @@ from longshift.heartbeat import Heartbeat, tick
 from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
+from longshift.ledger import Ledger
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
+from longshift.underway import UnderWay
 from longshift.warden import Warden
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ ADMIT_EVERY = timedelta(milliseconds=250)
 SETTLED = timedelta(seconds=5)
 """A suspect that has run for so long without a crash makes room for others that wait: it goes back to where everybody runs.
 Twice as long for each crash that it was in before the last one, so that what takes its time to crash is found, too."""
+LAST_CALLS = 5.0
+"""Seconds that calls of irreversible tools get if a drain was cut short; a drain itself waits for them until they time out."""
+LAST_RECORDS = 2.0
+"""Seconds that a turn gets to record the result of such a call."""
 LONGEST_PATIENCE = 10
 """So often it doubles: to an hour and a half."""
 
@@ -75,13 +81,14 @@ class Worker:
         on_failure: Callable[[], None] = lambda: None,
         isolated: bool = False,
         journal: Callable[..., Journal] = Journal,
+        ledger: Callable[..., Ledger] = Ledger,
     ) -> None:
         """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
         """
         self._isolated = isolated
-        self._on_failure, self._make_journal = on_failure, journal
+        self._on_failure, self._make_journal, self._make_ledger = on_failure, journal, ledger
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -107,6 +114,7 @@ class Worker:
         await leases.serve(self._db, self._agents.describe())
         await asyncio.to_thread(self._heartbeat.register)
         self._journal.start_lanes()
+        self._ledger.start_lanes()
         self._serve(
             tick=tick(self._heartbeat.load, clock=self._clock),
             mail=self._look_for_mail(),
@@ -134,6 +142,8 @@ class Worker:
         self._hot = Hot(config.require("redis_url"))
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
+        self._ledger = self._make_ledger(self._db, self._journal)
+        self._underway = UnderWay(self._clock)
         self._notices = Notices(self._hot)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
         outside = Outside(
@@ -146,6 +156,11 @@ class Worker:
             agent_threads=self._threads[1],
             step_timeout=config.step_timeout,
             max_event=config.max_event,
+            ledger=self._ledger,
+            underway=self._underway,
+            lease_ttl=config.lease_ttl,
+            lock_grace=config.lock_grace,
+            is_beating=lambda: self._heartbeat.is_heard,
         )
         self._runner = Runner(outside, self._agents, queues=config.queues)
         self._heartbeat = heartbeat = Heartbeat(
@@ -192,7 +207,14 @@ class Worker:
         tasks = [task for _, task in self._runs.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=self._config.drain_grace.total_seconds())
-        left = [(run, task) for run, task in self._runs.values() if not task.done()]
+        await self._cut_short([run for run, _ in self._runs.values() if not run.calling])
+        if self._runs:
+            await self._underway.finished()
+            await asyncio.wait([task for _, task in self._runs.values()], timeout=LAST_RECORDS)
+            await self._cut_short([run for run, _ in self._runs.values()])
+
+    async def _cut_short(self, runs: Sequence[Run]) -> None:
+        left = [(run, self._runs[run.lease.key][1]) for run in runs if not self._runs[run.lease.key][1].done()]
         if left:
             logger.warning("steps cut short by the end of the grace", extra={"turns": len(left)})
             for run, _ in left:
@@ -203,8 +225,10 @@ class Worker:
         """Close everything; turns that are still here come again elsewhere."""
         await end(self._services)
         await end(task for _, task in list(self._runs.values()))
+        await self._underway.close(within=LAST_CALLS)
         with suppress(Unavailable):
             await self._notices.flush()
+        await self._ledger.close()
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
         for pool in self._threads:

@@ -21,11 +21,13 @@ from longshift.events import Context
 from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
+from longshift.ledger import Ledger
 from longshift.notices import Notices
 from longshift.port import Outside, TurnPort
 from longshift.runner import Run
 from longshift.steps import StepDefinition
 from longshift.testing.waiting import wait_until
+from longshift.underway import UnderWay
 from tests.integration.protocol.stage import Stage, event, finish, start
 
 
@@ -264,4 +266,9 @@ def _outside(stage: Stage, journal: Journal, threads: ThreadPoolExecutor, folder
         agent_threads=threads,
         step_timeout=timedelta(seconds=5),
         max_event=1024,
+        ledger=Ledger(stage.db, journal),
+        underway=UnderWay(SYSTEM),
+        lease_ttl=timedelta(seconds=15),
+        lock_grace=timedelta(seconds=3),
+        is_beating=lambda: True,
     )

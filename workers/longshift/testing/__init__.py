@@ -26,7 +26,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
-from longshift.testing.points import points_of
+from longshift.testing.ledger import Ledger
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Time, World
@@ -47,6 +47,7 @@ def run(
     log: list[Event] | None = None,
     retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -68,6 +69,7 @@ def run(
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
         retry: an earlier turn of this ``log`` that ended without success: go on from what it has recorded.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
+        ledger: of tool calls, from earlier runs of the session. Default: a new one.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
             stands still but for them.
@@ -89,6 +91,7 @@ def run(
             log=log,
             retry=retry,
             artifacts=artifacts,
+            ledger=ledger,
             metadata=metadata,
             clock=clock,
             deadline=deadline,
@@ -108,6 +111,7 @@ async def arun(
     log: list[Event] | None = None,
     retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -129,7 +133,7 @@ async def arun(
     )
     if retry is not None:
         record = retried(record, retry, log)
-    world = World(record, log, artifacts if artifacts is not None else {}, time, faults)
+    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, ledger)
     return await rehearse(agent, world, fake=fake or {})
 
 
@@ -139,13 +143,14 @@ def crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> range: 
 
 
 def named_crash_points(agent: Agent[I, O], input: I | Json, **options: Any) -> list[str]:  # noqa: A002
-    """Every value of ``crash_at`` and ``pause_at``: before and after each event of an undisturbed run, in its order."""
-    return points_of(run(agent, input, **options).events)
+    """Every value of ``crash_at`` and ``pause_at``: before and after each record of an undisturbed run, in its order."""
+    return list(run(agent, input, **options).points)
 
 
 __all__ = [
     "Delta",
     "Effects",
+    "Ledger",
     "Report",
     "Result",
     "Scenario",

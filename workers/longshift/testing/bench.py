@@ -20,12 +20,13 @@ from longshift.ending import end
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Context, Event, fold
 from longshift.execution import Execution
-from longshift.model import Json, TurnRecord, TurnStatus, new_id
+from longshift.model import Json, ToolCallRecord, TurnRecord, TurnStatus, new_id
 from longshift.place import running_step
 from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
 from longshift.testing.outside import Crashed, Outside
 from longshift.testing.world import Delta, World, chain_of
+from longshift.tooling import visible
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -48,6 +49,8 @@ class Result(Generic[O]):
         unused: keys of recorded steps that the last attempt did not ask for: the code between steps takes another way
             on a replay than it did before.
         refused: what the fence has refused, in its order: writes of a stale writer, and doubled wake-ups.
+        tool_calls: what stands in the ledger of the calls of tools, of the whole session, in the order of their first start.
+        points: every point at which ``crash_at`` and ``pause_at`` make a difference.
         late: what a stale writer did although it had been refused. Only an agent that catches ``BaseException`` can.
     """
 
@@ -61,6 +64,8 @@ class Result(Generic[O]):
     unused: tuple[str, ...]
     refused: tuple[str, ...]
     late: tuple[str, ...]
+    tool_calls: tuple[ToolCallRecord, ...]
+    points: tuple[str, ...]
     value: O | None
 
     @property
@@ -79,17 +84,38 @@ class RehearsedSteps(Stepper):
     """Steps that are counted and may be faked."""
 
     async def once(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        rehearsal = self.execution
-        assert isinstance(rehearsal, Rehearsal)
+        rehearsal = self._rehearsal
         outermost = running_step()
-        if outermost is not None and outermost.definition is step and not step.ours:
-            rehearsal.calls[step.name] += 1
-            if rehearsal.outside.refused:
-                rehearsal.outside.world.late.append(f"step {step.name}")
+        if outermost is not None and outermost.definition is step and not step.ours and step.tool is None:
+            self.called(step)
         fake = rehearsal.fakes.get(step.function, rehearsal.fakes.get(step.name, step.function))
+        if step.tool is not None and fake is not step.function:
+            fake = visible(fake if callable(fake) else _giving(fake))
         if isinstance(fake, Exception):
             raise fake
         return await super().once(replace(step, function=fake), args, kwargs) if callable(fake) else fake
+
+    def called(self, step: StepDefinition) -> None:
+        outside = self._rehearsal.outside
+        self._rehearsal.calls[step.name] += 1
+        if outside.refused:
+            outside.world.late.append(f"step {step.name}")
+
+    @property
+    def _rehearsal(self) -> Rehearsal:
+        assert isinstance(self.execution, Rehearsal)
+        return self.execution
+
+
+def _giving(fake: Any) -> Callable[..., Any]:
+    """A function for a fake that is a result or an exception."""
+
+    def give(*_: Any, **__: Any) -> Any:
+        if isinstance(fake, Exception):
+            raise fake
+        return fake
+
+    return give
 
 
 class Rehearsal(Execution):
@@ -242,8 +268,12 @@ class Bench:
             for attempt, task in attempts:  # whoever was stopped goes on, as a stale writer
                 attempt.outside.resume()
                 await task
+            for attempt, _ in attempts:
+                await attempt.outside.close()
         finally:
             await end(task for _, task in attempts)
+            for attempt, _ in attempts:
+                await attempt.outside.underway.drop()
         self.world.deliver_again()
         self.world.check_fired()
         return self._result()
@@ -264,6 +294,8 @@ class Bench:
             unused=ending.unused,
             refused=tuple(world.refused),
             late=tuple(world.late),
+            tool_calls=tuple(world.ledger),
+            points=tuple(world.points),
             value=value,
         )
 

@@ -7,8 +7,9 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -17,8 +18,10 @@ from longshift.config import Config
 from longshift.contract import Artifact, Passage
 from longshift.errors import ControlFlow, LeaseLost, NotFound
 from longshift.events import NewEvent
-from longshift.model import Prefix, parse_id, show_id
+from longshift.model import CallOutcome, NewCall, Prefix, ToolCallRecord, parse_id, show_id
+from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
+from longshift.underway import UnderWay
 
 T = TypeVar("T")
 
@@ -31,6 +34,7 @@ class Outside:
     """The ``Port`` of one attempt at a turn whose log is a list."""
 
     step_timeout = timedelta(minutes=10)
+    lease_ttl: timedelta = Config.model_fields["lease_ttl"].default
     max_event: int = Config.model_fields["max_event"].default
 
     def __init__(self, world: World, *, epoch: int, threads: ThreadPoolExecutor) -> None:
@@ -44,6 +48,7 @@ class Outside:
         self._running = asyncio.Event()
         self._running.set()
         self._threads = threads
+        self.underway = UnderWay(self.clock)
 
     # -- faults
 
@@ -64,6 +69,7 @@ class Outside:
         match self.world.reach(point):
             case Fault.CRASH:
                 self.dead = True
+                self.world.dead.add(self.epoch)
                 raise Crashed
             case Fault.PAUSE:
                 self._running.clear()
@@ -104,6 +110,56 @@ class Outside:
             self.on_crash()
             await self.awake()
         await asyncio.sleep(0)
+
+    async def begin_call(self, call: NewCall, *, over: int | None = None) -> int | ToolCallRecord:
+        async with self._recording(call_name("begin", call.place)):
+            try:
+                return self.world.begin_call(call, epoch=self.epoch, over=over)
+            except LeaseLost:
+                self.refused = True
+                self.on_lost()
+                raise
+        raise AssertionError("the dead do not return")
+
+    async def end_call(self, call: NewCall, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
+        async with self._recording(call_name("end", call.place)):
+            return self.world.end_call(call, outcome, epoch=self.epoch if epoch is None else epoch)
+        raise AssertionError("the dead do not return")
+
+    @asynccontextmanager
+    async def _recording(self, name: str) -> AsyncIterator[None]:
+        """Around what the ledger records; a worker that dies before or after it does not return."""
+        await asyncio.sleep(0)
+        try:
+            if self.dead:
+                raise Crashed
+            await self.running()
+            await self._reach(f"before {name}")
+            yield
+            await self._reach(f"after {name}")
+        except Crashed:
+            self.on_crash()
+            await self.awake()
+
+    async def look_up_call(self, call_id: UUID) -> ToolCallRecord | None:
+        await self.awake()
+        return self.world.ledger.find(call_id)
+
+    async def starter_gone(self, call_id: UUID, *, epoch: int) -> bool:
+        await self.awake()
+        dead = epoch in self.world.dead
+        return self.world.ledger.starter_gone(
+            call_id, epoch=epoch, dead=dead, lease_ttl=self.lease_ttl, now=self.clock.now()
+        )
+
+    def may_call(self, *, since: float) -> bool:
+        return not (self.dead or self.refused or self.stopped.is_set())
+
+    async def close(self) -> None:
+        """The dead do nothing more; all others end what they have begun."""
+        if not self.dead:
+            await self.underway.idle()
+        await self.underway.drop()
 
     async def ready(self) -> None:
         await asyncio.sleep(0)

@@ -9,6 +9,11 @@
     after wait.begun $sleep           ``turn.sleep``; likewise ``state.changed $state``, ``message.said $say``,
                                       ``step.completed $artifact``
 
+    after ledger.begin pay            a call of the tool ``pay`` stands in the ledger as started, its worker does not know
+    after tool.started pay            the same for the log, of an irreversible tool: the call comes next
+    before ledger.end pay             the call has been made, its outcome is not recorded
+    after ledger.end pay              the outcome is recorded, the step's result (``step.completed pay``) is not
+
 A name is the kind of the event and its replay key, whose ``#0`` is left out and whose ``#n`` counts from 1 here. Events
 without a key are numbered in the order of their turn. So a name is the same in every run of the same agent and input.
 """
@@ -49,6 +54,11 @@ class Names:
         """It has become durable."""
         if event.key is None:
             self._keyless[event.turn_id, event.kind] += 1
+
+
+def call_name(what: str, place: str) -> str:
+    """The name of a ``begin`` or an ``end`` in the ledger, of the call at ``place`` (its replay key)."""
+    return _name(f"ledger.{what}", place, 0)
 
 
 def names_of(events: Sequence[Event]) -> list[str]:

@@ -20,7 +20,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.errors import UsageError
 from longshift.model import Json, TurnStatus
 from longshift.testing.bench import as_sent, new_record, rehearse
-from longshift.testing.points import names_of, points_of
+from longshift.testing.points import names_of
 from longshift.testing.scenario import Scenario
 from longshift.testing.verdict import Breach, Ran, Row, Violation, judge
 from longshift.testing.world import Fault, Faults, Time, World
@@ -97,7 +97,7 @@ async def _torture(
     undisturbed, again = await _undisturbed(attempt, limit), await _undisturbed(attempt, limit)
     _check_same(undisturbed, again)
     _check_once(undisturbed, once)
-    points = points_of(undisturbed.result.events)
+    points = undisturbed.result.points
     plan = [(Fault.CRASH, point, Faults(crash_at=point)) for point in points]
     plan += [(Fault.PAUSE, point, Faults(pause_at=point)) for point in points]
     plan += [(Fault.DOUBLE, "", Faults(deliver_twice=True))]

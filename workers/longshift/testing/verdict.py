@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from longshift.errors import OutcomeUnknown
 from longshift.events import Event, Kind
-from longshift.model import Json
+from longshift.model import Effect, Json
 from longshift.testing.bench import Result
 from longshift.testing.points import names_of
 from longshift.testing.world import Fault
+
+REPEATED = (Kind.TURN_DIVERGED, Kind.TOOL_STARTED, Kind.STEP_RETRYING)
+"""Kinds of events of which one step may have several."""
 
 
 class Breach(StrEnum):
@@ -20,7 +24,7 @@ class Breach(StrEnum):
 
     DOUBLE = "double"  # an effect happened more often than in the undisturbed run
     LOST = "lost"  # or less often
-    ONCE = "repeated"  # the function of a step that may run only once ran more often
+    ONCE = "repeated"  # the function of a step that may run only once, or of an irreversible tool, ran more often
     OUTPUT = "output"  # the turn ended in another way, or with another output
     TWICE = "recorded twice"  # one step, two results in the log
     UNUSED = "unused"  # a recorded step was not asked for on the replay: code between steps went another way
@@ -102,22 +106,43 @@ class Row:
 
 
 def judge(fault: Fault, point: str, ran: Ran, undisturbed: Ran, *, once: Sequence[str]) -> Row:
-    """Compare one run with the undisturbed one."""
+    """Compare one run with the undisturbed one.
+
+    What is left in doubt is told to the agent, and what it makes of that is its own affair: then it may end otherwise, and
+    less may happen, but nothing twice.
+    """
     repeated = dict(ran.result.calls - undisturbed.result.calls)
+    doubts = sorted(_in_doubt(ran.result) - _in_doubt(undisturbed.result))
+    lasting = [name for name in _irreversible(ran.result) if not doubts]
+    effects, ending = _effects(ran, undisturbed), _ending(ran, undisturbed)
+    if doubts:
+        effects, ending = [each for each in effects if each.breach is not Breach.LOST], []
     return Row(
         fault=fault,
         point=point,
-        happened=_told(fault, ran.result),
+        happened="; ".join([_told(fault, ran.result), *(f"{name} in doubt" for name in doubts)]),
         violations=(
-            *_effects(ran, undisturbed),
-            *(Violation(Breach.ONCE, name) for name in once if name in repeated),
-            *_ending(ran, undisturbed),
+            *effects,
+            *(Violation(Breach.ONCE, name) for name in dict.fromkeys([*once, *lasting]) if name in repeated),
+            *ending,
             *_records(ran.result),
             *(Violation(Breach.LATE, what) for what in dict.fromkeys(ran.result.late)),
         ),
         repeated=repeated,
         refused=ran.result.refused,
     )
+
+
+def _in_doubt(result: Result[Any]) -> set[str]:
+    """The steps of which the agent was told that nobody knows their outcome."""
+    failed = [event.payload for event in result.events if event.kind == Kind.STEP_FAILED]
+    return {payload["name"] for payload in failed if payload["error"].get("code") == OutcomeUnknown.code}
+
+
+def _irreversible(result: Result[Any]) -> list[str]:
+    """The steps that called irreversible tools."""
+    places = [call.place for call in result.tool_calls if call.effect is Effect.IRREVERSIBLE]
+    return [place.rpartition("#")[0].rpartition("/")[2] for place in places]
 
 
 def _told(fault: Fault, result: Result[Any]) -> str:
@@ -151,7 +176,7 @@ def _records(result: Result[Any]) -> list[Violation]:
     names = Counter(
         name
         for event, name in zip(result.events, names_of(result.events), strict=True)
-        if event.key is not None and event.kind != Kind.TURN_DIVERGED
+        if event.key is not None and event.kind not in REPEATED
     )
     return [
         *(Violation(Breach.TWICE, name) for name, count in names.items() if count > 1),

@@ -12,13 +12,15 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from longshift.clock import Clock
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
-from longshift.model import TurnRecord
-from longshift.testing.points import ENDS, Names, check_point
+from longshift.model import CallOutcome, NewCall, ToolCallRecord, TurnRecord
+from longshift.testing.ledger import Ledger
+from longshift.testing.points import ENDS, SIDES, Names, call_name, check_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,11 @@ class World:
         artifacts: MutableMapping[str, bytes],
         time: Time,
         faults: Faults = Faults(),
+        ledger: Ledger | None = None,
     ) -> None:
         self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.dead: set[int] = set()  # epochs of workers that have certainly ended
         self.first = len(log)
         self.kept: dict[str, bytes] = {}
         self.deltas: list[Delta] = []
@@ -195,7 +200,34 @@ class World:
         if event.kind == Kind.TURN_STARTED:
             self.record = replace(self.record, attempts=self.record.attempts + 1)
 
+    # -- the ledger of tool calls
+
+    def begin_call(self, call: NewCall, *, epoch: int, over: int | None) -> int | ToolCallRecord:
+        """
+        Raises:
+            LeaseLost: ``epoch`` is not the holder's.
+        """
+        if epoch != self.holder:
+            self.refused.append(call_name("begin", call.place))
+            raise LeaseLost(f"the lease on session {self.record.session_id.hex} is gone")
+        return self.ledger.begin(call, epoch=epoch, over=over, **self._call_facts)
+
+    def end_call(self, call: NewCall, outcome: CallOutcome, *, epoch: int) -> ToolCallRecord | None:
+        """Whoever holds the lease."""
+        return self.ledger.end(call, outcome, epoch=epoch, **self._call_facts)
+
+    @property
+    def _call_facts(self) -> Any:
+        record = self.record
+        return {"session_id": record.session_id, "tenant_id": record.tenant_id, "now": self.time.clock.now()}
+
     # -- faults
+
+    @property
+    def points(self) -> list[str]:
+        """Every point that a worker came to, both sides of each."""
+        names = dict.fromkeys(point.partition(" ")[2] for point in self._points)
+        return [f"{side} {name}" for name in names for side in SIDES]
 
     def reach(self, point: str) -> Fault | None:
         """What happens to the worker that has come to ``point``."""

@@ -1,0 +1,372 @@
+"""Calls of tools: one try of a step whose every call stands in the ledger.
+
+    read, write      begin -> call -> end               the same again after a crash, with the same key
+    irreversible     begin -> tool.started -> is the lease certain? -> call -> end
+                       |        no: begin again
+                       +-> found started by somebody else, or in doubt: reconcile
+                             done: that is the result     absent, and the starter is proven gone: call
+                             else OutcomeUnknown, an open item that an operator settles
+
+What stands in the ledger is the step's result. An irreversible call runs in a task of the worker: whatever becomes of its
+turn and its lease meanwhile, it runs to its end, and its outcome is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from longshift.errors import Diverged, NotDone, OutcomeUnknown, Unavailable
+from longshift.events import Kind, encode, storable
+from longshift.model import CallOutcome, CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, show_id
+from longshift.place import StepRun, running_step, step_place
+from longshift.replay import derived_id
+from longshift.steps import StepDefinition
+from longshift.tooling import Absent, Done, Making, ToolCall, ToolSpec, Unknown, canonical, making
+from longshift.watch import Watch
+
+if TYPE_CHECKING:
+    from longshift.execution import Execution
+    from longshift.stepping import Stepper
+
+ERROR_TEXT = 2000
+"""Characters of an error's text that are recorded."""
+INLINE = 32 * 1024
+"""Bytes of a result that stand in the ledger itself; a larger one becomes an artifact."""
+PATIENCE = 2
+"""So many times the time-to-live of a lease a turn waits for what becomes of somebody else's call."""
+LOOKS = 20
+"""How often it looks within one time-to-live."""
+
+
+class TooLate(Exception):
+    """It is not certain any more that the lease still stands: the tool was not called."""
+
+
+@dataclass(slots=True)
+class Try:
+    """One try of a tool's step.
+
+    Attributes:
+        row: the call as the ledger has it.
+        begun: how often it was started.
+        made: the tool's own code has begun to run.
+    """
+
+    step: StepDefinition
+    spec: ToolSpec
+    run: StepRun
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    row: NewCall
+    begun: int = 0
+    made: bool = False
+    announced: bool = False  # by tool.started
+
+    @property
+    def call(self) -> ToolCall:
+        return ToolCall(self.name, self.begun, self.spec.name)
+
+    @property
+    def name(self) -> str:
+        return show_id(Prefix.CALL, self.row.id)
+
+    @property
+    def limit(self) -> timedelta:
+        return self.row.timeout
+
+
+class Caller:
+    """Makes the calls of one execution."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+        self._facts: dict[str, dict[str, Json]] = {}
+
+    @property
+    def execution(self) -> Execution:
+        return self._stepper.execution
+
+    def facts(self, key: str) -> dict[str, Json]:
+        """What the record of the step at ``key`` says of its call."""
+        return self._facts.pop(key, {})
+
+    async def attempt(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """One try, or what stands in the ledger instead.
+
+        Raises:
+            OutcomeUnknown: an irreversible call is in doubt.
+            Diverged: another call was begun at this place.
+        """
+        trial = self._try(step, args, kwargs)
+        self._facts[trial.run.key] = {"call": trial.name}
+        underway = self.execution.port.underway
+        if trial.spec.effect is Effect.IRREVERSIBLE:
+            return await underway.keep(self._irreversible(trial), name=f"tool-{trial.name}")
+        async with underway.alone(trial.row.id):
+            return await self._repeatable(trial)
+
+    def _try(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Try:
+        run, execution, spec = running_step(), self.execution, step.tool
+        assert run is not None
+        assert spec is not None
+        record = execution.record
+        text = canonical(step.arguments(tuple(args), kwargs), tool=spec.name)
+        key = spec.key(session_id=record.session_id, root_turn_id=record.root_turn_id, place=run.key, text=text)
+        before = execution.replay.called
+        if run.key in before and show_id(Prefix.CALL, key) not in before.values():  # side by side, places may change
+            raise execution.diverge(Diverged(step.name, place=run.key))
+        row = NewCall(
+            id=key,
+            turn_id=record.id,
+            tool=spec.name,
+            effect=spec.effect,
+            dedupe=spec.dedupe,
+            place=run.key,
+            input=encode(json.loads(text), limit=execution.port.max_event),
+            timeout=step.timeout or execution.port.step_timeout,
+        )
+        return Try(step, spec, run, args, kwargs, row)
+
+    # -- read and write
+
+    async def _repeatable(self, trial: Try) -> Any:
+        begun = await self.execution.port.begin_call(trial.row)
+        if isinstance(begun, ToolCallRecord):
+            return await self._stands(trial, begun)
+        trial.begun = begun
+        try:
+            value = await self._made(trial, check=lambda: None)
+            text = trial.step.encode(value)
+        except Exception as error:
+            if not trial.step.retry.again(error, attempt=trial.run.attempt):
+                standing = await self._end(trial, CallStatus.FAILED, error=error)
+                if standing is not None and standing.status is CallStatus.DONE:  # by who had the lease before
+                    return await self._stands(trial, standing)
+            raise
+        return await self._done(trial, text)
+
+    async def _made(self, trial: Try, *, check: Callable[[], None]) -> Any:
+        """What the tool's own code returns; ``check`` is called right before that code, in its thread."""
+
+        def begin() -> None:
+            check()
+            trial.made = True
+            self._stepper.called(trial.step)
+
+        token = making.set(Making(trial.call, begin))
+        try:
+            return await self._stepper.once(trial.step, trial.args, trial.kwargs)
+        finally:
+            making.reset(token)
+
+    # -- irreversible
+
+    async def _irreversible(self, trial: Try) -> Any:
+        """In a task of its own, which nobody cancels because of what becomes of the turn."""
+        # that nobody waits for the step any more does not mean that nobody wants to know how the call ended
+        step_place.set(replace(trial.run, watch=Watch(self.execution.port.clock)))
+        over: int | None = None
+        async with self.execution.port.underway.alone(trial.row.id):
+            while True:
+                since = self.execution.port.clock.monotonic()
+                begun = await self.execution.port.begin_call(trial.row, over=over)
+                if isinstance(begun, ToolCallRecord):
+                    found = await self._found(trial, begun)
+                    if not isinstance(found, _Again):
+                        return found.value
+                    over = found.over
+                    continue
+                trial.begun = begun
+                try:
+                    return await self._call(trial, since=since)
+                except TooLate:
+                    await self.execution.port.ready()
+                    await self.execution.port.back_off(self._pause)
+
+    async def _call(self, trial: Try, *, since: float) -> Any:
+        """The call itself, and the record of how it ended; that it was not made, too, since that leaves no doubt."""
+        execution = self.execution
+
+        def check() -> None:
+            execution.check()
+            if not execution.port.may_call(since=since):
+                raise TooLate
+
+        try:
+            if not trial.announced:
+                payload = {
+                    "name": trial.step.name,
+                    "call": trial.name,
+                    "effect": "irreversible",
+                    "attempt": trial.begun,
+                }
+                await execution.append(Kind.TOOL_STARTED, call_key=trial.run.key, payload=payload)
+                trial.announced = True
+            with execution.calling(trial.limit.total_seconds()):
+                try:
+                    text = trial.step.encode(await self._made(trial, check=check))
+                except BaseException as error:
+                    if not trial.made:
+                        raise
+                    return await self._broken(trial, error)
+                return await self._done(trial, text)
+        except BaseException as error:
+            if not trial.made:
+                await self._end(trial, CallStatus.FAILED, error=NotDone(f"it was not called: {_text(error)}"))
+            raise
+
+    async def _broken(self, trial: Try, error: BaseException) -> Any:
+        """The call was made and ended badly: is it done, or certainly not?"""
+        if isinstance(error, NotDone):
+            return await self._failed(trial, error)
+        if not isinstance(error, Exception):
+            return await self._doubtful(trial, error)
+        # a thread that timed out still runs: nothing that is said of it now need be true in a moment
+        asked = Unknown() if isinstance(error, TimeoutError) and not trial.step.is_async else await self._ask(trial)
+        match asked:
+            case Done(result):
+                return await self._done(trial, trial.step.encode(result))
+            case Absent():
+                return await self._failed(trial, error)
+            case Unknown(reason):
+                return await self._doubtful(trial, error, reason=reason)
+
+    async def _failed(self, trial: Try, error: Exception) -> Any:
+        """It has certainly not happened, so that it may be tried again."""
+        standing = await self._end(trial, CallStatus.FAILED, error=error)
+        if standing is not None and standing.status is CallStatus.DONE:
+            return await self._stands(trial, standing)
+        raise error
+
+    async def _doubtful(self, trial: Try, error: BaseException, *, reason: str = "", epoch: int | None = None) -> Any:
+        """Nobody knows: an operator may find out. ``epoch``: of the start that is in doubt, if it was another's."""
+        standing = await self._end(trial, CallStatus.UNKNOWN, error=error, reason=reason, epoch=epoch)
+        if standing is not None and standing.status is not CallStatus.UNKNOWN:
+            return await self._stands(trial, standing)
+        message = f"{_text(error)} ({reason})" if reason else _text(error)
+        raise self._unknown(trial, type(error).__name__, message) from error
+
+    def _unknown(self, trial: Try, kind: str, message: str) -> OutcomeUnknown:
+        return OutcomeUnknown(trial.step.name, error_type=kind, error_message=message, call=trial.name)
+
+    # -- a call that somebody has started before
+
+    async def _found(self, trial: Try, record: ToolCallRecord) -> _Value | _Again:
+        """What stands in the ledger, if it says how the call ended; else what can be found out about it."""
+        port = self.execution.port
+        give_up = port.clock.now() + PATIENCE * port.lease_ttl
+        while record.status in (CallStatus.STARTED, CallStatus.UNKNOWN):
+            trial.begun = record.attempts
+            asked = await self._ask(trial)
+            if isinstance(asked, Done):
+                return _Value(await self._done(trial, trial.step.encode(asked.result)))
+            gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
+            if gone and isinstance(asked, Absent):
+                return _Again(over=record.epoch)
+            hopeless = gone or record.status is CallStatus.UNKNOWN  # who started it will not say more than it has said
+            if (hopeless and isinstance(asked, Unknown)) or port.clock.now() >= give_up:
+                if record.status is CallStatus.UNKNOWN:
+                    break
+                reason = asked.reason if isinstance(asked, Unknown) else "it is absent, but may still be under way"
+                doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
+                return _Value(await self._doubtful(trial, doubt, reason=reason, epoch=record.epoch))
+            await port.back_off(self._pause)
+            self.execution.check()
+            record = await port.look_up_call(trial.row.id) or record
+        if record.status is CallStatus.FAILED:
+            return _Again(over=None)
+        return _Value(await self._stands(trial, record))
+
+    async def _ask(self, trial: Try) -> Done[Any] | Absent | Unknown:
+        """What ``reconcile`` says; whatever else it does is no answer."""
+        if trial.spec.reconcile is None:
+            return Unknown()
+        question = StepDefinition(f"{trial.step.name}.reconcile", trial.spec.reconcile, timeout=trial.step.timeout)
+        try:
+            answer = await self._stepper.once(question, (trial.call, *trial.args), trial.kwargs)
+        except Exception as error:  # noqa: BLE001 - of the agent's author
+            return Unknown(f"reconcile raised {type(error).__name__}: {_text(error)}")
+        if isinstance(answer, Done | Absent | Unknown):
+            return answer
+        return Unknown(f"reconcile returned a {type(answer).__name__}, not Done, Absent or Unknown")
+
+    # -- outcomes
+
+    async def _done(self, trial: Try, text: str) -> Any:
+        """Record the result (JSON text), and return what stands."""
+        artifact = await self._laid_out(trial, text) if len(text) > INLINE else None
+        outcome = CallOutcome(CallStatus.DONE, None if artifact else text, artifact_id=artifact)
+        standing = await self.execution.port.end_call(trial.row, outcome)
+        return trial.step.decode(text) if standing is None else await self._stands(trial, standing)
+
+    async def _laid_out(self, trial: Try, text: str) -> UUID | None:
+        """The artifact with a large result; None while the store is away: that it is done must not wait for that."""
+        identity = derived_id(trial.row.id, "result")
+        try:
+            await self.execution.port.put_artifact(
+                identity, name=f"{trial.spec.name}.json", data=text.encode(), content_type="application/json"
+            )
+        except Unavailable:
+            return None
+        return identity
+
+    async def _end(
+        self, trial: Try, status: CallStatus, *, error: BaseException, reason: str = "", epoch: int | None = None
+    ) -> ToolCallRecord | None:
+        described = {"type": type(error).__name__, "message": _text(error)} | ({"reason": reason} if reason else {})
+        outcome = CallOutcome(status, error=encode(described))
+        return await self.execution.port.end_call(trial.row, outcome, epoch=epoch)
+
+    async def _stands(self, trial: Try, record: ToolCallRecord) -> Any:
+        """The outcome in the ledger as that of this try."""
+        if record.status is CallStatus.DONE:
+            at = record.ended_at
+            if at is not None and (record.turn_id, record.place) != (trial.row.turn_id, trial.row.place):
+                self._facts[trial.run.key]["done_at"] = at.isoformat()
+                if trial.spec.told is not None:
+                    trial.spec.told.done_at = at
+            return trial.step.decode(await self._text_of(record))
+        error = record.error or {}
+        kind, message = str(error.get("type", "Unknown")), str(error.get("message", "it is in doubt"))
+        if record.status is CallStatus.FAILED:
+            raise NotDone(record.note or message)
+        if record.status is CallStatus.GIVEN_UP:
+            message = f"given up by an operator: {record.note or 'no note'}"
+        raise self._unknown(trial, kind, message)
+
+    async def _text_of(self, record: ToolCallRecord) -> str:
+        if record.artifact_id is None:
+            return json.dumps(record.result)
+        return (await self.execution.port.get_artifact(record.artifact_id)).decode()
+
+    @property
+    def _pause(self) -> float:
+        return self.execution.port.lease_ttl.total_seconds() / LOOKS
+
+
+class Doubt(Exception):
+    """A call was started, and who did it has not said how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """The call may be made, ``over`` that earlier start."""
+
+    over: int | None
+
+
+def _text(error: BaseException) -> str:
+    return storable(str(error))[:ERROR_TEXT]
+
+
+__all__ = ["Caller", "TooLate"]
