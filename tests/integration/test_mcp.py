@@ -6,13 +6,14 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from longshift import Retry, StepTimeout, Turn, UsageError, agent
+from longshift.errors import OutcomeUnknown
 from longshift.integrations.mcp import (
     McpError,
     McpNotSent,
@@ -22,8 +23,10 @@ from longshift.integrations.mcp import (
     McpToolError,
     McpUnavailable,
 )
-from longshift.testing import run
+from longshift.model import Json
+from longshift.testing import crash_points, named_crash_points, run
 from longshift.testing.waiting import wait_until
+from longshift.tools import Absent, Done, ToolCall
 from tests.support.http_servers import Running, running
 from tests.support.mcp_servers import JSON, Answer, Classic, Shop
 
@@ -61,19 +64,19 @@ def test_an_agent_uses_the_tools_of_a_server(shop: Shop, server: Running) -> Non
 
     @agent("buyer")
     async def buyer(turn: Turn, article: str) -> list[Any]:
-        tools = {tool.name: tool for tool in await mcp.tools()}
+        tools = {tool.tool: tool for tool in await mcp.tools()}
         price = await tools["price"].call({"article": article})
         bought = await mcp.call("order", {"article": article})
-        return [tools["price"].effect, tools["order"].effect, price.structured, bought.text]
+        return [tools["price"].effect, tools["order"].effect, price, bought.text]
 
     result = run(buyer, "tea")
-    assert result.output == ["read", "write", {"result": 3}, "ordered tea"]
+    assert result.output == ["read", "write", "3", "ordered tea"]
     assert result.calls == {"shop.tools": 1, "shop_price": 1, "shop_order": 1}
 
 
 def test_a_tool_is_described_as_its_server_does(server: Running) -> None:
     async def look() -> Any:
-        return {tool.name: tool for tool in await McpServer("shop", url=mcp_url(server)).tools()}
+        return {tool.tool: tool for tool in await McpServer("shop", url=mcp_url(server)).tools()}
 
     price = asyncio.run(look())["price"]
     assert (price.description, price.schema["required"]) == ("What an article costs.", ["article"])
@@ -86,12 +89,81 @@ def test_a_call_carries_its_key_twice_and_the_same_one_on_every_try(shop: Shop, 
     async def buyer(turn: Turn, article: str) -> str:
         return (await mcp.call("order", {"article": article})).text
 
-    run(buyer, "tea", crash_at="before step.completed shop_order")
+    run(buyer, "tea", crash_at="before ledger.end shop_order")
     (first, second) = shop.effects
     assert first == second
     assert first[0] == "order tea"
     assert first[1] == first[2]
     assert str(first[1]).startswith("call_")
+
+
+def test_an_agent_that_crashes_anywhere_has_each_effect_once(shop: Shop, server: Running) -> None:
+    async def look_up(call: ToolCall, arguments: Mapping[str, Json]) -> Done[McpResult] | Absent:
+        receipt = await mcp.call("receipt", {"key": call.key})
+        return Done(receipt) if receipt.text else Absent()
+
+    mcp = McpServer(
+        "shop",
+        url=mcp_url(server),
+        effects={"price": "read", "pay": "irreversible"},
+        reconcile={"pay": look_up},
+    )
+
+    @agent("buyer")
+    async def buyer(turn: Turn, article: str) -> list[Json]:
+        tools = {tool.tool: tool for tool in await mcp.tools()}
+        price = await tools["price"].call({"article": article}, "call-1")
+        ordered = await tools["order"].call({"article": article}, "call-2")
+        paid = [
+            await tools["pay"].call({"amount": 3}, id) for id in ("call-3", "call-4")
+        ]  # as models repeat themselves
+        assert isinstance(paid[1], dict)
+        assert str(paid[1]["note"]).startswith("not repeated: done at ")
+        return [price, ordered, paid[0], paid[1]["result"]]
+
+    points = named_crash_points(buyer, "tea")
+    assert "before ledger.end shop_pay" in points
+    for point in points:
+        shop.effects.clear()
+        assert run(buyer, "tea", crash_at=point).output == ["3", "ordered tea", "paid 3", "paid 3"]
+        done = [what for what, _, _ in shop.effects]
+        assert len(set(shop.effects)) == 3, f"{point}: another key on another try: {shop.effects}"
+        assert done.count("pay 3") == 1, f"{point}: {done}"
+
+
+def test_an_irreversible_call_in_doubt_is_not_repeated(classic: Classic, classic_server: Running) -> None:
+    mcp = McpServer("bank", url=mcp_url(classic_server), effects={"broken": "irreversible"}, retry=SOON)
+
+    @agent("payer")
+    async def payer(turn: Turn, _: None) -> str:
+        with pytest.raises(OutcomeUnknown, match="McpUnavailable") as caught:
+            await mcp.call("broken")
+        return caught.value.call
+
+    assert run(payer, None).output == classic.effects[0][1]
+    assert len(classic.effects) == 1
+
+
+def test_an_irreversible_call_that_was_not_made_is_repeated(shop: Shop, server: Running) -> None:
+    server.stop()
+    mcp = McpServer(
+        "shop",
+        url=mcp_url(server),
+        effects={"pay": "irreversible"},
+        retry=Retry(attempts=2000, on=(McpUnavailable,)),
+    )
+
+    @agent("payer")
+    async def payer(turn: Turn, _: None) -> str:
+        later = threading.Timer(0.1, server.start)
+        later.start()
+        try:
+            return (await mcp.call("pay", {"amount": 3})).text
+        finally:
+            await asyncio.to_thread(later.join)
+
+    assert run(payer, None).output == "paid 3"
+    assert len(shop.effects) == 1
 
 
 def test_what_a_tool_says_of_its_failure_is_a_result(server: Running) -> None:
@@ -160,7 +232,7 @@ def test_many_calls_share_one_session(classic: Classic, classic_server: Running)
 
 def test_the_list_of_tools_is_read_to_its_last_page(classic_server: Running) -> None:
     async def names() -> list[str]:
-        return [tool.name for tool in await McpServer("classic", url=mcp_url(classic_server)).tools()]
+        return [tool.tool for tool in await McpServer("classic", url=mcp_url(classic_server)).tools()]
 
     assert asyncio.run(names()) == ["tool0", "tool1", "tool2"]
 
@@ -325,3 +397,28 @@ def test_any_name_of_a_tool_makes_a_step(classic: Classic, classic_server: Runni
 
     assert len(run(odd, None).calls) == len(names)
     assert [name for name, _ in classic.effects] == names
+
+
+def test_a_server_of_another_maker_is_used_by_an_agent() -> None:
+    """``mcp-server-time`` of the Python package index, over streamable HTTP."""
+    from mcp_server_time.server import create_server
+
+    with running(lambda: create_server("UTC").streamable_http_app()) as server:
+        clock = McpServer("time", url=mcp_url(server), effects={"convert_time": "read", "get_current_time": "read"})
+
+        @agent("traveller")
+        async def traveller(turn: Turn, cities: tuple[str, str]) -> list[Json]:
+            tools = {tool.tool: tool for tool in await clock.tools()}
+            asked: dict[str, Json] = {"source_timezone": cities[0], "time": "12:00", "target_timezone": cities[1]}
+            told = await clock.call("convert_time", asked)
+            assert isinstance(told.structured, dict)
+            lost = await tools["convert_time"].call({**asked, "target_timezone": "Nowhere/Never"}, "call-2")
+            return [sorted(tools), told.structured["time_difference"], lost]
+
+        names, difference, lost = run(traveller, ("Asia/Tokyo", "Asia/Kolkata")).output
+        assert (names, difference) == (["convert_time", "get_current_time"], "-3.5h")
+        assert isinstance(lost, dict)
+        assert "Nowhere/Never" in str(lost["error"])
+        for point in crash_points(traveller, ("Asia/Tokyo", "Asia/Kolkata")):
+            again = run(traveller, ("Asia/Tokyo", "Asia/Kolkata"), crash_after=point)
+            assert again.output == [names, difference, lost]

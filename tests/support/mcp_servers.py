@@ -25,7 +25,6 @@ class Shop:
 
     def __init__(self) -> None:
         self.effects: list[tuple[str, str | None, str | None]] = []
-        self.lists = 0
         self.hold = threading.Event()  # what `slow` waits for
         self.hold.set()
 
@@ -54,6 +53,11 @@ class Shop:
             if amount < 0:
                 raise ValueError("no such amount")
             return f"paid {amount}"
+
+        @server.tool()
+        async def receipt(key: str) -> str:
+            """What was paid under a key; empty if nothing was."""
+            return next((what.replace("pay", "paid") for what, known, _ in self.effects if known == key), "")
 
         @server.tool()
         async def slow(context: Context[Any, Any]) -> str:

@@ -7,18 +7,19 @@
     async def trip(turn: Turn, city: str) -> str:
         return (await weather.call("forecast", {"city": city})).text
 
-Each call is a step: recorded once, repeated with the same key if that is safe. Nothing is connected before the first
+Each call stands in the ledger, as one of any tool does: its key goes with it, and what is in doubt is only repeated if that is
+safe. Nothing is connected before the first
 call, and nothing of a connection is needed to resume a turn.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 try:
     import httpx2
@@ -40,13 +41,16 @@ from longshift.integrations.mcp_session import (
     Sessions,
 )
 from longshift.integrations.mcp_wire import KEY_META
-from longshift.model import Json, new_id
+from longshift.model import Json
 from longshift.place import current, running_step
-from longshift.replay import derived_id, digest_of
+from longshift.replay import digest_of
 from longshift.steps import Retry, StepDefinition
+from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
 from longshift.turn import Turn, emit
 
 Effect = Literal["read", "write", "irreversible"]
+Dedupe = Literal["call", "turn", "session"]
+Reconcile = Callable[[ToolCall, Mapping[str, Json]], Awaitable[Done[McpResult] | Absent | Unknown]]
 PATIENT = Retry(attempts=6, first=timedelta(milliseconds=500), longest=timedelta(seconds=15), on=(McpUnavailable,))
 """Long enough for a server to be started again."""
 _ANSWER: TypeAdapter[types.CallToolResult | types.InputRequiredResult] = TypeAdapter(
@@ -65,19 +69,47 @@ class Definition(BaseModel, frozen=True):
     input_schema: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class McpTool:
-    """A tool of a server, for a model: what to tell it, and how to do what it asks for."""
+class McpTool(Tool[[Mapping[str, Json]], Awaitable[McpResult]]):
+    """A tool of a server, in the ledger like any other; ``name`` is for models, ``tool`` what its server calls it."""
 
-    server: McpServer = field(repr=False)
-    name: str
-    description: str
-    schema: Mapping[str, Any] = field(repr=False)
-    effect: Effect
+    def __init__(self, server: McpServer, definition: Definition) -> None:
+        async def call_tool(call: ToolCall, arguments: Mapping[str, Json]) -> McpResult:
+            return await server.request(definition.name, arguments, key=call.key)
 
-    async def call(self, arguments: Mapping[str, Json], id: str | None = None) -> McpResult:  # noqa: A002
-        """See ``McpServer.call``."""
-        return await self.server.call(self.name, arguments, id=id)
+        made = tool(
+            effect=server.effects.get(definition.name, "write"),
+            name=_name(server.name, definition.name),
+            dedupe=server.dedupe.get(definition.name),
+            retry=server.retry,
+            timeout=server.timeout,
+            reconcile=server.reconcile.get(definition.name),
+        )(call_tool)
+        step = made.__longshift_step__
+        assert step.tool is not None
+        super().__init__(step, step.tool, original=call_tool)
+        self.tool = definition.name
+        self.description = definition.description
+        self.schema = definition.input_schema
+
+    def validate(self, arguments: Mapping[str, Json]) -> dict[str, Any]:
+        """As the function takes them. Whether they fit the schema is for the server to say: it may have changed since."""
+        return {"arguments": {str(name): value for name, value in arguments.items()}}
+
+    async def call(self, arguments: Mapping[str, Json], id: str | None = None) -> Json:  # noqa: A002
+        """Call the tool for a model: its text, or its parts if there are others, or ``{"error": text}``; see ``Tool.call``."""
+        answer = await super().call(arguments, id)
+        assert isinstance(answer, dict)
+        if "note" in answer:
+            return {**answer, "result": McpResult.model_validate(answer["result"]).for_model()}
+        return McpResult.model_validate(answer).for_model()
+
+    async def result(self, arguments: Mapping[str, Json], id: str | None = None) -> McpResult:  # noqa: A002
+        """Call the tool for an author: all of its answer."""
+        execution = current()
+        if execution is None or running_step() is not None:
+            return await self(arguments)
+        step = replace(self.__longshift_step__, tool=replace(self._spec, call_id=id))
+        return cast(McpResult, await execution.perform(step, (), self.validate(arguments)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,9 +123,12 @@ class McpServer:
         auth: the same for credentials that change: an ``httpx2.Auth``, such as the OAuth providers of the SDK.
         effects: by tool, ``"read"``, ``"write"`` or ``"irreversible"``; what is not named is ``"write"``. What a server says
             of its tools (``readOnlyHint`` and the like) is not trusted with this.
+        dedupe: by tool, how far its calls with the same arguments are one; see ``tool``.
+        reconcile: by irreversible tool, finds out what became of a call: takes a ``ToolCall`` and the arguments.
         timeout: of one try of a call.
         connect: of opening a session, the first connection included.
-        retry: of calls that got no answer; never of an answer, also if it is an error.
+        retry: of calls that got no answer, irreversible ones only if they were certainly not made; never of an answer, also
+            if it is an error.
         idle: how long an unused session is kept.
         largest: bytes of one answer; of a larger one the model learns only that it was too large.
     """
@@ -103,6 +138,8 @@ class McpServer:
     headers: Mapping[str, str] = field(kw_only=True, repr=False, default_factory=dict)
     auth: httpx2.Auth | None = field(kw_only=True, repr=False, default=None)
     effects: Mapping[str, Effect] = field(kw_only=True, default_factory=dict)
+    dedupe: Mapping[str, Dedupe] = field(kw_only=True, default_factory=dict)
+    reconcile: Mapping[str, Reconcile] = field(kw_only=True, repr=False, default_factory=dict)
     timeout: timedelta = field(kw_only=True, default=timedelta(minutes=1))
     connect: timedelta = field(kw_only=True, default=timedelta(seconds=10))
     retry: Retry = field(kw_only=True, default=PATIENT)
@@ -134,22 +171,20 @@ class McpServer:
         Raises:
             StepFailed: the server could not be asked (outside a turn ``McpError`` or ``McpUnavailable``).
         """
+        return [McpTool(self, each) for each in await self._definitions()]
 
+    async def _definitions(self) -> list[Definition]:
         async def list_tools() -> list[Definition]:
-            tools = (await self._sessions.tools()).tools
             return [
                 Definition(name=each.name, description=each.description or "", input_schema=each.input_schema)
-                for each in tools
+                for each in (await self._sessions.tools()).tools
             ]
 
+        execution = current()
+        if execution is None or running_step() is not None:
+            return await list_tools()
         step = StepDefinition(f"{self.name}.tools", list_tools, self.retry, self.timeout)
-        found: list[Definition] = await _perform(step)
-        return [
-            McpTool(self, each.name, each.description, each.input_schema, self.effect_of(each.name)) for each in found
-        ]
-
-    def effect_of(self, tool: str) -> Effect:
-        return self.effects.get(tool, "write")
+        return cast(list[Definition], await execution.perform(step, (), {}))
 
     async def call(self, tool: str, arguments: Mapping[str, Json] | None = None, *, id: str | None = None) -> McpResult:  # noqa: A002
         """Call a tool. What it answers is a result, also if it answers that it failed; see ``McpResult.raise_for_error``.
@@ -160,22 +195,17 @@ class McpServer:
             id: what the model calls this call; part of its key.
 
         Raises:
-            StepFailed: the server could not be asked, or refused the request (outside a turn ``McpError`` or ``McpUnavailable``).
+            StepFailed: the server could not be asked, or refused the request (outside a turn ``McpError`` or
+                ``McpUnavailable``). For an irreversible tool, ``OutcomeUnknown`` if nobody knows what it did.
         """
-
-        async def call_tool(arguments: Mapping[str, Json]) -> McpResult:
-            return await self._ask(tool, arguments, key=_key(id))
-
-        result: McpResult = await _perform(
-            StepDefinition(_name(self.name, tool), call_tool, self.retry, self.timeout), arguments or {}
-        )
-        return result
+        return await McpTool(self, Definition(name=tool, description="", input_schema={})).result(arguments or {}, id)
 
     async def close(self) -> None:
         """Close the session of this event loop. Optional: an unused one closes by itself, and the next call opens another."""
         await self._sessions.close()
 
-    async def _ask(self, tool: str, arguments: Mapping[str, Json], *, key: str) -> McpResult:
+    async def request(self, tool: str, arguments: Mapping[str, Json], *, key: str) -> McpResult:
+        """One request to call a tool, under a key of yours: neither a step nor in the ledger."""
         params = types.CallToolRequestParams(name=tool, arguments=dict(arguments), _meta={KEY_META: key})
         here = copy_context()  # the SDK tells of progress from a task of its own
 
@@ -189,22 +219,6 @@ class McpServer:
         if isinstance(answer, types.InputRequiredResult):
             raise McpError(f"tool {tool!r} of MCP server {self.name!r} asks its user for input, and there is none")
         return await read_result(answer, keep=_keep if current() is not None else None)
-
-
-async def _perform(step: StepDefinition, *args: Any) -> Any:
-    """As a step; outside a turn, and inside another step, the plain function."""
-    execution = current()
-    if execution is None or running_step() is not None:
-        return await step.function(*args)
-    return await execution.perform(step, args, {})
-
-
-def _key(id: str | None) -> str:  # noqa: A002
-    """The same on every try of a call, and after every crash."""
-    execution, step = current(), running_step()
-    if execution is None or step is None:
-        return f"call_{new_id().hex}"
-    return f"call_{derived_id(execution.record.root_turn_id, id or step.key, 'mcp').hex}"
 
 
 async def _keep(name: str, data: bytes, content_type: str) -> Artifact:

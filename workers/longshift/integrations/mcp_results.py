@@ -62,6 +62,14 @@ class McpResult(BaseModel, frozen=True):
         texts = [part["text"] for part in self.content if "text" in part]
         return "\n".join(texts) if texts or self.structured is None else json.dumps(self.structured)
 
+    def for_model(self) -> Json:
+        """What a model reads: the text; the parts, if there are others; ``{"error": text}`` if the tool failed."""
+        if self.is_error:
+            return {"error": self.text}
+        if all(part["type"] == "text" for part in self.content):
+            return self.text
+        return [dict(part) for part in self.content]
+
     def raise_for_error(self) -> McpResult:
         """This result, if the tool did not fail.
 
