@@ -13,13 +13,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from longshift.config import child_environment
 from longshift.embedded import Guardian
+from tests.support.http_servers import running
+from tests.support.mcp_servers import Shop
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -88,6 +90,13 @@ def test_the_guide_for_authors_runs() -> None:
     for block in blocks("how-to/write-agents.md"):
         assert block.language == "python"
         run_python(block, namespace)
+
+
+def test_the_guide_to_mcp_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    with running(Shop().app) as server:
+        for block in blocks("how-to/mcp.md"):
+            run_python(replace(block, text=block.text.replace("https://shop.example", server.url)), namespace)
 
 
 @pytest.mark.timeout(180)

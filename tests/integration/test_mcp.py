@@ -115,7 +115,7 @@ def test_an_agent_that_crashes_anywhere_has_each_effect_once(shop: Shop, server:
         price = await tools["price"].call({"article": article}, "call-1")
         ordered = await tools["order"].call({"article": article}, "call-2")
         paid = [
-            await tools["pay"].call({"amount": 3}, id) for id in ("call-3", "call-4")
+            await tools["pay"].call({"amount": 3}, each) for each in ("call-3", "call-4")
         ]  # as models repeat themselves
         assert isinstance(paid[1], dict)
         assert str(paid[1]["note"]).startswith("not repeated: done at ")

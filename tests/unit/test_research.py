@@ -253,7 +253,8 @@ def test_a_report_is_published_once_whatever_crashes(web: Web, site: Running) ->
     assert (method, body["answer"]) == ("POST", result.output.answer)
     assert body["report"] == result.artifacts["report.md"].decode()
     web.asked.clear()
-    run(research, published(site), crash_at="before step.completed publish")
+    run(research, published(site), crash_at="before ledger.end publish")
+    assert [method for method, _, _, _ in web.asked] == ["POST", "POST"]
     assert len({headers["idempotency-key"] for _, _, headers, _ in web.asked}) == 1
 
 

@@ -18,7 +18,20 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from longshift import Artifact, InvalidInput, Passage, Retry, StepFailed, Turn, Unavailable, agent, emit, step
+from longshift import (
+    Artifact,
+    InvalidInput,
+    Passage,
+    Retry,
+    StepFailed,
+    ToolCall,
+    Turn,
+    Unavailable,
+    agent,
+    emit,
+    step,
+    tool,
+)
 from longshift.agents.html import decoded, page_text
 from longshift.agents.text import (
     decode,
@@ -33,6 +46,7 @@ from longshift.agents.text import (
 )
 from longshift.config import load
 from longshift.fetching import Failed, Guard, fetch, post
+from longshift.model import Json
 
 PER_QUERY = 12  # passages that each query contributes
 FUSION = 60  # the constant of reciprocal rank fusion: Cormack, Clarke, Buettcher, SIGIR 2009
@@ -261,28 +275,24 @@ async def write(turn: Turn, question: str, sources: list[Ingested], citations: l
 
 async def publication(turn: Turn, where: Publish, question: str, report: Report) -> Publication:
     """Publish the report; that it cannot be is told in it, for the work is done."""
+    text = (await turn.read(report.report)).decode()
+    content: dict[str, Json] = {"turn_id": turn.id, "question": question, "answer": report.answer, "report": text}
     try:
-        await publish(turn, where, question, report)
+        await publish(where.webhook, content)
     except StepFailed as error:
         return Publication(status="failed", reason=error.error_message)
     return Publication(status="delivered")
 
 
-@step(retry=LASTING, timeout=timedelta(minutes=1))
-async def publish(turn: Turn, where: Publish, question: str, report: Report) -> None:
-    """Post the report to a webhook.
+@tool(effect="write", retry=LASTING, timeout=timedelta(minutes=1))
+async def publish(call: ToolCall, webhook: str, content: dict[str, Json]) -> None:
+    """Post a report to a webhook.
 
-    It is sent again if nobody knows whether it arrived, each time with the same ``Idempotency-Key``: webhooks are delivered
-    at least once everywhere, and a report that never arrives is worse than one whose key shows that it came before.
+    Not irreversible: it is sent again if nobody knows whether it arrived, each time with the same ``Idempotency-Key``, for
+    webhooks are delivered at least once everywhere, and a report that never arrives is worse than one that is known by its
+    key to have come before.
     """
-    text = (await turn.read(report.report)).decode()
-    content = {
-        "turn_id": turn.id,
-        "question": question,
-        "report": text,
-        **report.model_dump(include={"answer", "citations"}),
-    }
-    await post(where.webhook, content, key=str(turn.uuid()), guard=Guard(load().fetch_allow))
+    await post(webhook, content, key=call.key, guard=Guard(load().fetch_allow))
 
 
 def answer(citations: Sequence[Citation]) -> str:
