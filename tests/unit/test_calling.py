@@ -570,7 +570,7 @@ def test_a_step_that_failed_is_a_step_failed_for_a_tool_too() -> None:
     @agent("catching")
     async def catching(turn: Turn, _: Any) -> str:
         try:
-            return str(await acting.function(turn, None))  # type: ignore[misc]
+            return str(await acting.function(turn, None))
         except StepFailed as error:
             return error.error_message
 

@@ -15,7 +15,7 @@ What an agent's author needs is here; everything else has a module of its own::
 """
 
 from longshift.agent import Agent, agent, step
-from longshift.contract import Artifact, Passage
+from longshift.contract import Artifact, Passage, Verdict
 from longshift.errors import (
     ArtifactCorrupt,
     ChildFailed,
@@ -34,13 +34,14 @@ from longshift.errors import (
 )
 from longshift.steps import Retry
 from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
-from longshift.turn import State, Turn, cancelled, emit
+from longshift.turn import Child, State, Turn, cancelled, emit
 
 __all__ = [
     "Absent",
     "Agent",
     "Artifact",
     "ArtifactCorrupt",
+    "Child",
     "ChildFailed",
     "Conflict",
     "Done",
@@ -61,6 +62,7 @@ __all__ = [
     "Unavailable",
     "Unknown",
     "UsageError",
+    "Verdict",
     "WaitTimeout",
     "agent",
     "cancelled",

@@ -105,11 +105,11 @@ def resumed(
     )
 
 
-def left(record: TurnRecord, *, until: datetime | None) -> NewEvent:
-    """The turn leaves its worker: it waits ``until`` then, or (None) it was interrupted by a drain."""
-    if until is None:
+def left(record: TurnRecord, *, waits: bool, until: datetime | None = None) -> NewEvent:
+    """The turn leaves its worker: it waits, until then or (None) for what others bring; or it was interrupted by a drain."""
+    if not waits:
         return NewEvent(Kind.TURN_RESCHEDULED, record.id, encode({"reason": "drain"}))
-    return NewEvent(Kind.TURN_WAITING, record.id, encode({"until": until.isoformat()}))
+    return NewEvent(Kind.TURN_WAITING, record.id, encode({"until": until.isoformat() if until is not None else None}))
 
 
 async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executor) -> Outcome:

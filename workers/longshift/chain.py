@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from longshift.events import Event, Kind
+from longshift.model import TurnStatus
 
 _FORK = re.compile(r"(\d+)\.\d+\Z")
 _DROPPED = frozenset({Kind.STEP_RETRYING})
@@ -18,8 +19,8 @@ _DROPPED = frozenset({Kind.STEP_RETRYING})
 def carried(events: Sequence[Event], *, turn_id: UUID) -> list[Event]:
     """``events`` of a chain of turns, as the turn ``turn_id`` at its end replays them.
 
-    Of earlier turns these are left out, so that they run again: steps whose failure the agent did not get over, waits that
-    ended because nothing came in time, and tries that were counted.
+    Of earlier turns these are left out, so that they run again: failures that the agent did not get over (of steps, of waits
+    for which nothing came in time, of children), waits that had not ended, and tries that were counted.
     """
     by_turn: dict[UUID | None, list[Event]] = {}
     for event in events:
@@ -29,22 +30,38 @@ def carried(events: Sequence[Event], *, turn_id: UUID) -> list[Event]:
 
 
 def _left_out(events: Sequence[Event]) -> list[Event]:
-    timed_out = {
-        event.key for event in events if event.kind == Kind.WAIT_ENDED and event.payload.get("reason") == "timeout"
-    }
+    ended = {event.key for event in events if event.kind == Kind.WAIT_ENDED}
+    vain: set[str] = set()  # waits that are to begin anew
     later: list[tuple[str, ...]] = []  # branches of what was recorded after, the newest first
     out = []
     for event in reversed(events):
         if event.key is None:
             continue
         path = _path(event.key)
-        failed = event.kind == Kind.STEP_FAILED and not any(_goes_on(path, after) for after in later)
-        waited = event.kind in (Kind.WAIT_BEGUN, Kind.WAIT_ENDED) and event.key in timed_out
-        if failed or waited or event.kind in _DROPPED:
+        failed = _failed(event) and not any(_goes_on(path, after) for after in later)
+        if event.kind == Kind.WAIT_ENDED and failed:
+            vain.add(event.key)
+        if event.kind == Kind.WAIT_BEGUN:
+            failed = event.key in vain or (event.key not in ended and _for_others(event))
+        if failed or event.kind in _DROPPED:
             out.append(event)
-        if not waited:
-            later.append(path)
+        later.append(path)
     return out
+
+
+def _failed(event: Event) -> bool:
+    match event.kind:
+        case Kind.STEP_FAILED:
+            return True
+        case Kind.WAIT_ENDED:
+            reason = event.payload.get("reason")
+            return reason == "timeout" or (reason == "child" and event.payload.get("status") != TurnStatus.SUCCEEDED)
+    return False
+
+
+def _for_others(event: Event) -> bool:
+    """Not a timer, whose time passes also without its turn."""
+    return any(cause in event.payload for cause in ("signal", "approval", "child", "call"))
 
 
 def _path(key: str) -> tuple[str, ...]:

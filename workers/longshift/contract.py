@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
 
 from longshift.clock import Clock
 from longshift.events import NewEvent
-from longshift.model import CallOutcome, NewCall, ToolCallRecord
+from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
 from longshift.underway import UnderWay
 
 T = TypeVar("T")
@@ -34,6 +37,78 @@ class Passage(BaseModel, frozen=True):
     ordinal: int
     text: str
     score: float = 0.0
+
+
+class Verdict(BaseModel, frozen=True):
+    """What came of ``turn.approval``. Not granted: denied, or (``timed_out``) nobody answered in time."""
+
+    granted: bool
+    comment: str | None = None
+    by: str | None = None  # the API key behind the answer, if it came over the API
+    timed_out: bool = False
+
+
+class CauseKind(StrEnum):
+    """What others bring to a waiting turn."""
+
+    SIGNAL = "signal"
+    APPROVAL = "approval"
+    CHILD = "child"
+    CALL = "call"  # the settling of a tool call that was in doubt
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What a branch waits for: signals by their name, the others by their id."""
+
+    kind: CauseKind
+    name: str = ""
+    id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What has come. ``id`` is the signal's own; ``value`` joins wait.ended."""
+
+    cause: Cause
+    id: UUID
+    value: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look has found, all of it as of one moment; signals oldest first.
+
+    ``mail_seq`` is the session's as of that moment; ``urgent``: somebody wants the turn to end, which is heard elsewhere.
+    """
+
+    mail_seq: int
+    urgent: bool
+    found: Sequence[Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An approval to be opened."""
+
+    id: UUID
+    name: str
+    show: Json
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewChild:
+    """A turn to be started by this one, in a session of its own."""
+
+    id: UUID
+    session_id: UUID
+    agent: str
+    input: Json
+    queue: str | None  # None: the agent's own
+    deadline: datetime
+    metadata: Mapping[str, str]
+    definition: object | None = None  # the agent itself, where it is at hand
 
 
 class Port(Protocol):
@@ -59,6 +134,22 @@ class Port(Protocol):
 
     async def sleep_until(self, due: datetime) -> None:
         """Return at ``due`` or later."""
+
+    async def until(self, future: asyncio.Future[Any], due: datetime | None) -> None:
+        """Return when ``future`` is done, or at ``due`` or later."""
+
+    async def look(self, causes: Mapping[Cause, int]) -> Look:
+        """What has come of what the turn waits for; of each cause at most so many."""
+        ...
+
+    async def ask(self, question: Question) -> None:
+        """Open an approval, unless it is there; raises LeaseLost."""
+
+    async def close(self, approvals: Sequence[UUID]) -> None:
+        """Take no answer any more to those that have none; raises LeaseLost."""
+
+    async def spawn(self, child: NewChild) -> None:
+        """Start a turn, unless it is there; raises LeaseLost, UnknownAgent, InvalidInput."""
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run blocking code in a bounded pool."""

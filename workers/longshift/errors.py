@@ -9,6 +9,7 @@
      +- Conflict                       the request contradicts what is stored
      |   +- IdempotencyMismatch        same key, other body
      |   +- SessionBusy                ``on_busy=reject`` and a turn is open
+     |   +- AlreadyAnswered            somebody else has decided, or nobody waits for the answer any more
      +- Denied                         the API key is missing, wrong, or lacks a scope
      +- Unavailable                    Postgres, Redis or the object store did not answer; retryable
      +- StepFailed                     a step failed for good; the same on the first run and on every replay
@@ -92,6 +93,12 @@ class SessionBusy(Conflict):
 
     code = "session_busy"
     retryable = True
+
+
+class AlreadyAnswered(Conflict):
+    """An approval has its answer, or its turn no longer waits for one: of two answers the first counts."""
+
+    code = "already_answered"
 
 
 class Denied(LongshiftError):

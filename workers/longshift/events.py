@@ -7,8 +7,8 @@ do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, wh
     step.completed     {name, digest, result, attempts, started_at, ms}   key = replay key
     step.failed        {name, digest, error, attempts, started_at, ms}    final: the agent sees StepFailed, now and on replay
     value.recorded     {value}                               key = replay key; turn.now, turn.uuid, turn.random
-    wait.begun         {until, ...}                          key = replay key; a timer, signal, approval or child is awaited
-    wait.ended         {reason, ...}                         key = that of its wait.begun; what it was that came
+    wait.begun         {until, signal | approval | child | call}    key = replay key; without any of these: a timer
+    wait.ended         {reason, at, ...}                     key = that of its wait.begun; reason is what came, or timeout
     state.changed      {set: {k: v}, unset: [k]}             the session's state, by the agent
     message.said       {role, content}                       key = replay key; joins the session's history
     step.retrying      {name, attempt, until, error}         key = replay key; the next try comes later than this worker waits
@@ -71,6 +71,7 @@ class NewEvent:
     payload: str  # JSON text, encoded once by ``encode``
     key: str | None = None
     id: UUID = field(default_factory=new_id)
+    consumes: UUID | None = None  # the signal that it records: consumed by the statement that writes it, or not at all
 
 
 @dataclass(frozen=True, slots=True)

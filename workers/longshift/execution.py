@@ -1,6 +1,6 @@
 """One attempt at a turn, inside the worker: where its code stands, what it has recorded, and when it has to leave.
 
-Its steps are run by ``Stepper``, its branches and waits by ``Branches``.
+Its steps are run by ``Stepper``, its branches and timers by ``Branches``, its waits for what others bring by ``Awaiting``.
 
 The agent's author sees it through ``Turn``; the runner drives it; what it needs from the outside is ``Port``, which the
 runner implements with Postgres and Redis, and ``longshift.testing`` with a list.
@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
 from longshift.additions import Additions
+from longshift.awaiting import Awaiting
 from longshift.branching import Branches
 from longshift.contract import Port
 from longshift.errors import Diverged, TurnEvicted, UsageError
@@ -52,6 +53,7 @@ class Execution:
         self.on_quiet: Callable[[], None] = lambda: None  # draining, and no step is running any more
         self.waits = Waits(port.clock, self._idle)
         self.branches = Branches(self)
+        self.awaiting = Awaiting(self)
         self.stepper = self.make_stepper(self)
         self.diverged: Diverged | None = None  # out of band: whatever the agent makes of the error, its turn has failed
         self._unwinding: str | None = None
@@ -103,6 +105,7 @@ class Execution:
         await self.port.ready()
         if self._draining:
             await asyncio.get_running_loop().create_future()  # until the turn is unwound
+        await self.settle()
         self.check()
         self._steps += 1
         try:
@@ -257,6 +260,19 @@ class Execution:
         text = encode(payload, limit=self.port.max_event)
         await self.port.append([NewEvent(kind, self.record.id, text, call_key)])
 
+    async def write(self, events: Sequence[NewEvent]) -> None:
+        """Make events durable that may consume signals."""
+        self.check()
+        await self.port.append(events)
+        self.awaiting.recorded(events)
+
+    async def settle(self) -> None:
+        """Before this branch does anything else that is durable: record how its last waits ended, if that was put off."""
+        late = self.scope().late
+        if late:
+            events, late[:] = list(late), []
+            await self.write(events)
+
     async def value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> Mapping[str, Json]:
         """Record ``payload`` under the next key of ``name``, or return what is recorded there, as JSON has it."""
         recorded, _ = await self._value(name, kind, payload)
@@ -277,6 +293,7 @@ class Execution:
             await self.breathe()
             return call.recorded.payload, None if call.recorded.earlier else call.recorded.order
         self.check()
+        await self.settle()
         text = encode(payload, limit=self.port.max_event)
         self._order += 1
         order = self._order

@@ -17,14 +17,14 @@ from uuid import UUID
 from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
+from longshift.db import approvals, intake, mail, retries, views
 from longshift.db import idempotency as idempotency_keys
-from longshift.db import intake, mail, retries, views
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Accepted, Entry, NewBatch
 from longshift.errors import InvalidInput, NotFound, UnknownAgent
 from longshift.hot import Hot, turn_channel
-from longshift.model import BatchRecord, Json, MailKind, OnBusy, Prefix, TurnRecord, new_id, show_id
+from longshift.model import ApprovalRecord, BatchRecord, Json, MailKind, OnBusy, Prefix, TurnRecord, new_id, show_id
 
 CATALOGUE_TTL = 2.0
 """Seconds for which the registered agents are remembered; an unknown name is looked up at once."""
@@ -263,19 +263,43 @@ class Mailbox:
         return batch
 
     async def signal(
-        self, session_id: UUID, *, tenant_id: UUID, name: str, payload: Json, idempotency: Idempotency | None = None
+        self,
+        session_id: UUID,
+        *,
+        tenant_id: UUID,
+        name: str,
+        payload: Json,
+        idempotency: Idempotency | None = None,
+        by: UUID | None = None,
     ) -> Accepted:
         """Leave a signal for whichever turn of the session waits for ``name``, now or later; ``resource_id`` is its id.
 
+        While an approval of this name is open in the session, the signal is its answer; ``by``: the API key behind it.
+
         Raises:
             NotFound: no such session.
+            InvalidInput: it would answer an approval, and does not say whether that is granted.
             IdempotencyMismatch: the key was used with another body.
         """
         accepted = await mail.signal(
-            self._db, session_id, tenant_id=tenant_id, name=name, payload=payload, idempotency=idempotency
+            self._db, session_id, tenant_id=tenant_id, name=name, payload=payload, idempotency=idempotency, by=by
         )
         self._bell.ring(accepted.ring)
         return accepted
+
+    async def answer(
+        self, approval_id: UUID, *, tenant_id: UUID, answer: Json, by: UUID | None = None
+    ) -> ApprovalRecord:
+        """Decide an approval (``{granted, comment}``, or just whether) and wake the turn that waits for it.
+
+        Raises:
+            NotFound: there is no such approval.
+            AlreadyAnswered: somebody was first, or nobody waits for it any more; the message says who decided what, and when.
+            InvalidInput: ``answer`` does not say whether.
+        """
+        approval, ring = await approvals.answer(self._db, approval_id, tenant_id=tenant_id, answer=answer, by=by)
+        self._bell.ring(ring)
+        return approval
 
     async def _end(self, turns: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
         if turns:

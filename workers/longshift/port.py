@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from longshift.artifacts import ArtifactStore, read_verified
+from longshift.catalogue import Draft
 from longshift.clock import Clock
-from longshift.contract import Artifact, Passage
-from longshift.db import files, passages, tool_calls
+from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question
+from longshift.db import approvals, children, files, passages, tool_calls
 from longshift.db.database import Database
-from longshift.errors import NotFound, Unavailable
+from longshift.errors import LeaseLost, NotFound, Unavailable
 from longshift.events import NewEvent
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
-from longshift.model import ArtifactRecord, CallOutcome, NewCall, Prefix, ToolCallRecord, TurnRecord, show_id
+from longshift.mailbox import Mailbox
+from longshift.mailroom import Mailroom
+from longshift.model import ArtifactRecord, CallOutcome, NewCall, NewTurn, Prefix, ToolCallRecord, TurnRecord, show_id
 from longshift.notices import Notices
 from longshift.underway import UnderWay
 
@@ -35,6 +38,8 @@ class Outside:
     db: Database
     journal: Journal
     notices: Notices
+    mailroom: Mailroom
+    mailbox: Mailbox
     store: ArtifactStore
     clock: Clock
     step_threads: ThreadPoolExecutor
@@ -87,6 +92,53 @@ class TurnPort:
 
     async def sleep_until(self, due: datetime) -> None:
         await asyncio.sleep((due - self.clock.now()).total_seconds())
+
+    async def until(self, future: asyncio.Future[Any], due: datetime | None) -> None:
+        seconds = max(0.0, (due - self.clock.now()).total_seconds()) if due is not None else None
+        await asyncio.wait({future}, timeout=seconds)
+
+    async def look(self, causes: Mapping[Cause, int]) -> Look:
+        mailroom = self._outside.mailroom
+        return await self._outside.asking(lambda _: mailroom.look(self._lease.session_id, causes))
+
+    async def ask(self, question: Question) -> None:
+        held = await self._outside.asking(
+            approvals.ask,
+            question.id,
+            claim=self._lease.claim,
+            turn_id=self._record.id,
+            name=question.name,
+            show=question.show,
+            expires_at=question.expires_at,
+        )
+        if not held:
+            self._lost()
+
+    async def close(self, ids: Sequence[UUID]) -> None:
+        if not await self._outside.asking(approvals.close, ids, claim=self._lease.claim):
+            self._lost()
+
+    async def spawn(self, child: NewChild) -> None:
+        turn = await self._outside.asking(lambda _: self._child(child))
+        try:
+            new = await self._outside.asking(
+                children.spawn, turn, session_id=child.session_id, holder=self._lease.claim
+            )
+        except LeaseLost:
+            self._lost()
+        if new:
+            self._outside.notices.ring(child.session_id, turn.queue)
+
+    async def _child(self, child: NewChild) -> NewTurn:
+        """Validated like what a client submits."""
+        catalogue = await self._outside.mailbox.catalogue(wanted=(child.agent, None))
+        draft = Draft(agent=child.agent, input=child.input, deadline=child.deadline, metadata=child.metadata)
+        turn = catalogue.new_turn(draft, now=self.clock.now())
+        return replace(turn, id=child.id, parent_turn_id=self._record.id, queue=child.queue or turn.queue)
+
+    def _lost(self) -> NoReturn:
+        self._outside.journal.lose(self._lease)
+        raise LeaseLost(f"the lease on session {self._lease.session_id.hex} is gone")
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._outside.step_threads, function)

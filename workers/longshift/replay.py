@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.errors import UsageError
-from longshift.events import Event, Kind
+from longshift.events import Event, Kind, NewEvent
 from longshift.model import Json
 
 _NAME = re.compile(r"[^/#~\x00-\x1f]{1,128}\Z")
@@ -98,6 +98,9 @@ class Scope:
     strangers: int = 0
     is_task: bool = False  # not a branch of ``turn.gather``
     counted: bool = False  # among the branches that must wait before the turn leaves
+    # Within a branch of ``turn.race``: ends of waits, recorded with what the branch does next, or with its victory. If it
+    # loses first, they are forgotten: what came is still there for others. None elsewhere: they are recorded at once.
+    late: list[NewEvent] | None = None
     _random: Random | None = field(default=None, init=False)
 
     @property
@@ -107,10 +110,14 @@ class Scope:
             self._random = Random(f"{self.seed}/{self.path}")
         return self._random
 
-    def fork_branches(self, number: int) -> list[Scope]:
-        """The branches of the next ``turn.gather``."""
+    def fork_branches(self, number: int, *, racing: bool = False) -> list[Scope]:
+        """The branches of the next ``turn.gather`` or ``turn.race``."""
         self.gathers += 1
-        return [self._fork(f"{self.gathers - 1}.{index}") for index in range(number)]
+        branches = [self._fork(f"{self.gathers - 1}.{index}") for index in range(number)]
+        if racing or self.late is not None:
+            for branch in branches:
+                branch.late = []
+        return branches
 
     def fork_task(self) -> Scope:
         """The branch of a task that the agent starts by itself, numbered in the order of their creation."""
@@ -154,6 +161,7 @@ class Replay:
                 self.called[event.key] = event.payload["call"]
             elif event.kind == Kind.TURN_DIVERGED:
                 self.diverged.add(event.key)
+        self._skipped: list[str] = []
         self._recorded = frozenset(latest)
         self._taken = set(latest)
         self._waiting: dict[str, dict[int, Recorded]] = defaultdict(dict)
@@ -208,10 +216,15 @@ class Replay:
                     return self._waiting[other].pop(number)
         return None
 
+    def skip(self, path: str) -> None:
+        """The branch ``path`` will not run again: it has lost a race."""
+        self._skipped.append(path)
+
     @property
     def unused(self) -> list[str]:
         """Keys of recorded calls that the code has not made (yet)."""
-        return sorted(r.key for waiting in self._waiting.values() for r in waiting.values())
+        keys = (recorded.key for waiting in self._waiting.values() for recorded in waiting.values())
+        return sorted(key for key in keys if not key.startswith(tuple(self._skipped)))
 
 
 def digest_of(name: str, arguments: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from longshift.agent import Agent, Agents
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
 from longshift.context import events, keep, restore
-from longshift.db import leases, log, retries
+from longshift.db import children, leases, log, retries
 from longshift.db.database import Database
 from longshift.errors import InvalidInput, LeaseLost, Unavailable
 from longshift.events import Event
@@ -49,6 +50,15 @@ class Stop(StrEnum):
     LOST = "lost"
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The waits of a turn all of whose branches wait, as of the moment at which that was found."""
+
+    until: datetime | None = None  # when the first of them ends by itself
+    seen: int | None = None  # mail_seq as of the last look for what they wait for; None: there was no look
+    stops_clock: bool = False
+
+
 class Run:
     """One session on this worker: its lease, and whichever of its turns is running."""
 
@@ -62,7 +72,7 @@ class Run:
         self.draining = False
         self.started = False  # the turn's row says that it runs
         self.deferred = False  # nobody knows who has its agent; this worker has not
-        self.until: datetime | None = None  # when the waits of a turn that left end
+        self.idle = Idle()  # how the turn waits that leaves
         self._nudge: asyncio.Future[Stop] | None = None
         self._after_idle: Stop | None = None
         self.reason = ""  # of a cancel
@@ -250,7 +260,9 @@ class Runner:
         try:
             while (stop := await run.looked_up()) is Stop.IDLE and not execution.waits.idle:
                 run.again()
-            run.until = execution.waits.until if stop is Stop.IDLE else None
+            if stop is Stop.IDLE:  # now: what is looked for while the turn unwinds is not handed to anybody
+                waits = execution.waits
+                run.idle = Idle(waits.until, execution.awaiting.seen, waits.stops_clock)
         finally:
             timer.cancel()
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
@@ -267,6 +279,12 @@ class Runner:
     async def _finish(self, run: Run, record: TurnRecord, outcome: Outcome) -> TurnRecord | None:
         lease, journal = run.lease, self._outside.journal
         event = outcome.event(record)
+        if (
+            outcome.status is not TurnStatus.SUCCEEDED
+        ):  # before the end is recorded: after it nobody would come back to this
+            rung = await self._outside.asking(children.cancel, record.id, holder=lease.claim)
+            for session_id, queue in rung:
+                self._outside.notices.ring(session_id, queue)
         kept = self._outside.clock.monotonic() - run.claimed_at < TIME_SLICE.total_seconds() and not run.draining
         done = await journal.write(
             lease,
@@ -275,6 +293,8 @@ class Runner:
             ),
         )
         self._tell(lease, record, outcome.status)
+        if record.parent_turn_id is not None:
+            self._outside.mailroom.child_ended(record.id)
         if done.flag:
             return await self._next(lease)
         if done.more:
@@ -284,12 +304,15 @@ class Runner:
     async def _leave(self, run: Run, record: TurnRecord, status: TurnStatus) -> None:
         lease = run.lease
         waits = status is TurnStatus.WAITING
-        until = run.until if waits else None
-        event = left(record, until=until)
-        seen = lease.claim.mail_seq
+        idle = run.idle if waits else Idle()
+        event = left(record, waits=waits, until=idle.until)
+        seen = lease.claim.mail_seq if idle.seen is None else idle.seen
         clock = self._outside.clock
         done = await self._outside.journal.write(
-            lease, lambda seq: log.Leave(lease.claim, seq, (event,), record.id, status, until, seen, clock.now())
+            lease,
+            lambda seq: log.Leave(
+                lease.claim, seq, (event,), record.id, status, idle.until, seen, clock.now(), idle.stops_clock
+            ),
         )
         self._tell(lease, record, status)
         if done.flag:

@@ -3,6 +3,7 @@
     rescue    declare silent workers dead, release what they held, ring
     ring      ready sessions whose wake-up was lost: never more than the free slots that no wake-up is on its way to
     promote   scheduled turns whose time has come
+    tell      parents whose children have ended without anybody telling them
     expire    turns past their deadline
     forget    old idempotency keys, read mail and tombstones
 
@@ -19,7 +20,7 @@ from datetime import timedelta
 
 from longshift.clock import Clock
 from longshift.config import Config
-from longshift.db import mail, upkeep
+from longshift.db import children, mail, upkeep
 from longshift.db.database import Database
 from longshift.db.upkeep import Verdict
 from longshift.errors import Unavailable
@@ -58,7 +59,7 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """One pass of every service; one that fails does not keep the others from their work."""
-        for service in (self.rescue, self.promote, self.expire, self.ring, self.forget):
+        for service in (self.rescue, self.promote, self.tell, self.expire, self.ring, self.forget):
             await self._guarded(service)
 
     async def _guarded(self, service: Callable[[], Awaitable[None]]) -> None:
@@ -83,6 +84,9 @@ class Sweeper:
 
     async def promote(self) -> None:
         await self._hot.ring(await upkeep.promote(self._db))
+
+    async def tell(self) -> None:
+        await self._hot.ring(await children.tell_oldest(self._db))
 
     async def expire(self) -> None:
         overdue = await upkeep.overdue(self._db)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from uuid import UUID
 
-from longshift.contract import Artifact, Passage
-from longshift.errors import Unavailable
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from longshift.awaiting import TIMEOUT, Wait, new_approval
+from longshift.child import Child
+from longshift.contract import Artifact, Passage, Verdict
+from longshift.errors import InvalidInput, Unavailable, UsageError, WaitTimeout
 from longshift.events import Kind
 from longshift.execution import Execution
 from longshift.model import Json, Prefix, parse_id, show_id
@@ -21,8 +27,13 @@ from longshift.place import current, running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
 
+if TYPE_CHECKING:
+    from longshift.agent import Agent
+
 logger = logging.getLogger(__name__)
 
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -103,10 +114,147 @@ class Turn:
         """Run branches side by side; each counts its steps for itself. Results in the order given."""
         return await self._execution.branches.gather(branches)
 
+    async def race(self, *branches: Awaitable[T]) -> tuple[int, T]:
+        """Run branches side by side until the first one ends, and cancel the others: its place and its result.
+
+        If the first one to end raises, so does this. Which one it was is recorded; a replay runs no other. What a loser
+        waited for is not consumed; steps that a loser has recorded stay in the log.
+        """
+        return await self._execution.branches.race(branches)
+
+    # -- waits: from a second on, and when every branch waits, they hold no worker
+
     async def sleep(self, duration: timedelta | float) -> None:
-        """Let ``duration`` (seconds, or a timedelta) pass; from a second on, without holding a worker."""
-        length = duration if isinstance(duration, timedelta) else timedelta(seconds=duration)
-        await self._execution.branches.wait_until("$sleep", self._execution.port.clock.now() + length)
+        """Let ``duration`` (seconds, or a timedelta) pass."""
+        await self._execution.branches.wait_until("$sleep", self._execution.port.clock.now() + _length(duration))
+
+    @overload
+    async def wait_for(self, name: str, *, timeout: timedelta | float | None = None) -> Any: ...
+
+    @overload
+    async def wait_for(self, name: str, *, timeout: timedelta | float | None = None, type: type[T]) -> T: ...
+
+    async def wait_for(
+        self,
+        name: str,
+        *,
+        timeout: timedelta | float | None = None,  # durable: it survives this coroutine
+        type: Any = Any,  # noqa: A002
+    ) -> Any:
+        """The payload of the session's next signal of this name; one that came before is kept until somebody waits for it.
+
+        Each signal goes to one wait only, the oldest first.
+
+        Args:
+            name: of the signal.
+            timeout: how long to wait; None: until the turn's deadline.
+            type: what the payload is read as.
+
+        Raises:
+            WaitTimeout: none came in time.
+            InvalidInput: the payload is no ``type``. The signal is consumed.
+        """
+        length = _length(timeout) if timeout is not None else None
+        ended = await self._execution.awaiting.wait(Wait("$wait_for", {"signal": name}, length))
+        if ended["reason"] == TIMEOUT:
+            raise WaitTimeout(f"no signal {name!r} came within {length}")
+        try:
+            return TypeAdapter(type).validate_json(json.dumps(ended["payload"]))
+        except ValidationError as error:
+            places = [{"path": "/".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()]
+            raise InvalidInput(f"the payload of signal {name!r} does not fit: {places[0]}", errors=places) from None
+
+    async def approval(
+        self,
+        name: str,
+        *,
+        show: Any = None,
+        timeout: timedelta | float | None = None,
+        stops_deadline: bool = False,
+    ) -> Verdict:
+        """Ask somebody whether to go on, and wait for the answer.
+
+        Args:
+            name: what is to be approved.
+            show: what whoever decides should see; anything that can be written as JSON.
+            timeout: after this nobody needs to answer any more; None: with the turn's deadline.
+            stops_deadline: while the turn waits for this without a worker, its deadline comes no nearer; needs ``timeout``.
+
+        Raises:
+            UsageError: ``stops_deadline`` without ``timeout``: the turn might never end.
+        """
+        if stops_deadline and timeout is None:
+            raise UsageError(
+                f"approval {name!r} stops the deadline, so it needs a timeout: or the turn might never end"
+            )
+        try:
+            shown = to_jsonable_python(show)
+        except PydanticSerializationError as error:
+            raise UsageError(f"approval {name!r} cannot show this: {error}; give it plain data or a model") from None
+        facts = {"approval": name, "id": new_approval(), "show": shown}
+        length = _length(timeout) if timeout is not None else None
+        ended = await self._execution.awaiting.wait(Wait("$approval", facts, length, stops_deadline))
+        if ended["reason"] == TIMEOUT:
+            return Verdict(granted=False, timed_out=True)
+        return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])
+
+    @overload
+    async def spawn(
+        self,
+        agent: Agent[I, O],
+        input: I,
+        *,
+        queue: str | None = None,
+        deadline: timedelta | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Child[O]: ...
+
+    @overload
+    async def spawn(
+        self,
+        agent: str,
+        input: Json,
+        *,
+        queue: str | None = None,
+        deadline: timedelta | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Child[Any]: ...
+
+    async def spawn(
+        self,
+        agent: Agent[Any, Any] | str,
+        input: Any,  # noqa: A002
+        *,
+        queue: str | None = None,
+        deadline: timedelta | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Child[Any]:
+        """Start a turn of another agent, in a new session. Await what this returns, now or later, for its output.
+
+        It has started, durably, when this returns. If this turn fails, is cancelled or expires, so are its open children;
+        if it succeeds, they go on.
+
+        Args:
+            agent: which, or its name.
+            input: as the agent takes it; for a name, the JSON that a client would send.
+            queue: the class of workers that runs it; default: the agent's.
+            deadline: how long it may take; never longer than this turn.
+            metadata: of the new turn.
+
+        Raises:
+            UnknownAgent: no worker has registered it.
+            InvalidInput: the input does not fit it.
+        """
+        known = None if isinstance(agent, str) else agent
+        spawned = await self._execution.awaiting.spawn(
+            agent if isinstance(agent, str) else agent.name,
+            input if known is None else known.input.dump_python(input, mode="json", by_alias=True),
+            definition=known,
+            queue=queue,
+            deadline=deadline,
+            metadata=metadata or {},
+        )
+        return Child(self._execution, spawned, known.output if known is not None else TypeAdapter(Any))
 
     def sync(self, awaitable: Awaitable[T]) -> T:
         """For agents that are not async: wait for ``awaitable``, for example ``turn.sync(turn.sleep(60))``.
@@ -189,6 +337,10 @@ class Turn:
             await self._execution.pause(AWAY.pause(attempt, random=Random()))
 
 
+def _length(duration: timedelta | float) -> timedelta:
+    return duration if isinstance(duration, timedelta) else timedelta(seconds=duration)
+
+
 INNER = Retry(attempts=5)
 """For what the library does between steps and what may fail in any way, except that something is away: that is waited for."""
 AWAY = Retry(longest=timedelta(seconds=10))
@@ -242,4 +394,4 @@ def cancelled() -> bool:
     return step is not None and step.watch.over.is_set()
 
 
-__all__ = ["Artifact", "Passage", "State", "Turn", "cancelled", "emit"]
+__all__ = ["Artifact", "Child", "Passage", "State", "Turn", "Verdict", "cancelled", "emit"]

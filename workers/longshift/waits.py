@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from longshift.clock import Clock
@@ -12,13 +13,21 @@ EVICT_AFTER = timedelta(seconds=1)
 """Waits shorter than this stay on the worker: leaving and coming back costs two commits and a claim."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending:
+    """One branch that waits."""
+
+    until: datetime | None  # None: for as long as it takes
+    stops_clock: bool
+
+
 class Waits:
     """The branches of one turn; a task that the agent started by itself counts from its first durable call on."""
 
     def __init__(self, clock: Clock, on_idle: Callable[[], None]) -> None:
         self._clock = clock
         self._branches = 1
-        self._waits: dict[object, datetime] = {}
+        self._pending: dict[Pending, None] = {}
         self._on_idle = on_idle
 
     def close(self) -> None:
@@ -28,8 +37,13 @@ class Waits:
 
     @property
     def until(self) -> datetime | None:
-        """When the first of the waits ends; None: nothing waits."""
-        return min(self._waits.values(), default=None)
+        """When the first of the waits ends by itself; None: none does."""
+        return min((pending.until for pending in self._pending if pending.until is not None), default=None)
+
+    @property
+    def stops_clock(self) -> bool:
+        """Whether the turn's deadline comes no nearer while all of it waits."""
+        return any(pending.stops_clock for pending in self._pending)
 
     def begin_branches(self, more: int = 1) -> None:
         self._branches += more
@@ -38,21 +52,32 @@ class Waits:
         self._branches -= 1
         self._look()
 
+    def begin(self, until: datetime | None, *, stops_clock: bool = False) -> Pending:
+        """A branch waits from now on."""
+        pending = Pending(until, stops_clock)
+        self._pending[pending] = None
+        self._look()
+        return pending
+
+    def end(self, pending: Pending) -> None:
+        """It does no longer, also if its code has yet to notice; saying so again changes nothing."""
+        self._pending.pop(pending, None)
+
     @contextmanager
     def waiting(self, until: datetime) -> Iterator[None]:
-        token = object()
-        self._waits[token] = until
-        self._look()
+        pending = self.begin(until)
         try:
             yield
         finally:
-            del self._waits[token]
+            self.end(pending)
 
     @property
     def idle(self) -> bool:
         """Every branch waits, and not just for an instant."""
+        if not self._pending or len(self._pending) < self._branches:
+            return False
         until = self.until
-        return until is not None and len(self._waits) >= self._branches and until - self._clock.now() >= EVICT_AFTER
+        return until is None or until - self._clock.now() >= EVICT_AFTER
 
     def _look(self) -> None:
         if self.idle:

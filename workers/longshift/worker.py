@@ -35,6 +35,8 @@ from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
+from longshift.mailbox import Mailbox
+from longshift.mailroom import Mailroom
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 CLAIM_AT_ONCE = 200
 RECONCILE_EVERY = timedelta(seconds=5)
+LOOK_EVERY = timedelta(milliseconds=500)
+"""Between two looks for what turns wait for that cannot leave: within a second they go on."""
 LEAVE_ALONE = 2 * UNKNOWN_AGENT
 """For so long a worker does not claim a session again whose agent it has not, so that others get their chance."""
 ADMIT_EVERY = timedelta(milliseconds=250)
@@ -120,6 +124,8 @@ class Worker:
             mail=self._look_for_mail(),
             reconcile=self._reconcile(),
             notices=self._notices.run(),
+            mailroom=self._mailroom.run(),
+            waits=self._look_for_waits(),
         )
         if self._isolated:
             self._serve(suspects=self._admit_forever())
@@ -145,11 +151,14 @@ class Worker:
         self._ledger = self._make_ledger(self._db, self._journal)
         self._underway = UnderWay(self._clock)
         self._notices = Notices(self._hot)
+        self._mailroom = Mailroom(self._db, self._notices)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
         outside = Outside(
             db=self._db,
             journal=self._journal,
             notices=self._notices,
+            mailroom=self._mailroom,
+            mailbox=Mailbox(self._db, self._hot, config=config, clock=self._clock),
             store=self._store,
             clock=self._clock,
             step_threads=self._threads[0],
@@ -362,6 +371,20 @@ class Worker:
                 for mail in await leases.urgent_mail(self._db, worker_id=self._worker_id):
                     if mail.turn_id in running:
                         running[mail.turn_id].deliver(mail)
+
+    async def _look_for_waits(self) -> None:
+        """For turns that wait in one branch and work in another, so that they do not leave."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY.total_seconds())
+            if not self._journal.is_open:
+                continue
+            waiting = [
+                run.execution.awaiting
+                for run, _ in self._runs.values()
+                if run.execution is not None and run.execution.is_live and run.execution.awaiting.missing
+            ]
+            # together, so that the mailroom asks once for all of them; what stands against one of them, its turn will hear
+            await asyncio.gather(*(awaiting.look() for awaiting in waiting), return_exceptions=True)
 
     async def _reconcile(self) -> None:
         """Release leases that the database has and memory has not: the reply to their claim was lost."""

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from longshift.artifacts import open_store
 from longshift.attempt import resumed
 from longshift.clock import SYSTEM
+from longshift.config import load
 from longshift.db import leases, log
 from longshift.errors import InvalidInput, LeaseLost, TurnEvicted, Unavailable
 from longshift.events import Context
@@ -22,6 +23,8 @@ from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
+from longshift.mailbox import Mailbox
+from longshift.mailroom import Mailroom
 from longshift.notices import Notices
 from longshift.port import Outside, TurnPort
 from longshift.runner import Run
@@ -256,10 +259,13 @@ async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(
 
 
 def _outside(stage: Stage, journal: Journal, threads: ThreadPoolExecutor, folder: Path) -> Outside:
+    hot = Hot("redis://127.0.0.1:1")  # nothing is sent
     return Outside(
         db=stage.db,
         journal=journal,
-        notices=Notices(Hot("redis://127.0.0.1:1")),  # nothing is sent
+        notices=Notices(hot),
+        mailroom=Mailroom(stage.db, Notices(hot)),
+        mailbox=Mailbox(stage.db, hot, config=load()),
         store=open_store(f"file://{folder}"),
         clock=SYSTEM,
         step_threads=threads,

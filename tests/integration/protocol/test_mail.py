@@ -38,7 +38,7 @@ async def test_a_suspend_that_does_not_compare_mail_loses_the_wake_up(stage: Sta
     claim, turn = await stage.running()
     await stage.signal(claim.session_id)
     write = leave(claim, turn, seq=2, seen=claim.mail_seq)
-    columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq], "now": [None]}
+    columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq], "now": [None], "stops": [False]}
 
     await stage.db.fetch(NAIVE_LEAVE, log._run([write]) | columns)
 
@@ -58,7 +58,7 @@ async def test_mail_that_commits_between_the_snapshot_of_a_suspend_and_its_lock_
 async def test_mail_that_waits_for_a_suspend_wakes_the_session(stage: Stage) -> None:
     claim, turn = await stage.running()
     async with stage.db.transaction() as leaving:
-        columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq], "now": [None]}
+        columns = {"status": ["waiting"], "until": [None], "seen": [claim.mail_seq], "now": [None], "stops": [False]}
         await leaving.execute(log.LEAVE, log._run([leave(claim, turn, seq=2, seen=claim.mail_seq)]) | columns)
         signalling = stage.begin(stage.signal(claim.session_id))
         await stage.until_blocked()

@@ -77,7 +77,8 @@ class Leave(Write):
 
     ``now``: ``until`` is by this clock, the worker's; None: by the database's. Taken for the database's, the time of a worker
     that is behind would be over at once, and its turn come and go until the clocks agree.
-    ``seen`` is the session's ``mail_seq`` read *before* looking for mail: if it has grown meanwhile, the session is ready.
+    ``seen`` is the session's ``mail_seq`` as of the last look for mail: if it has grown since, the session is ready.
+    ``stops_clock``: the turn's deadline comes no nearer until its next Start.
     """
 
     turn_id: UUID
@@ -85,6 +86,7 @@ class Leave(Write):
     until: datetime | None
     seen: int
     now: datetime | None = None
+    stops_clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,21 @@ i AS ({_insert("l")}
     ON CONFLICT DO NOTHING RETURNING session_id, epoch)
 SELECT DISTINCT session_id, epoch FROM i""")
 
+# the same with signals that are consumed by what is written, and only by that: a row that was there already consumes nothing
+APPEND_CONSUMING = text(f"""{_fence(consumes="uuid")},
+i AS ({_insert("l")}
+    ON CONFLICT DO NOTHING RETURNING session_id, epoch, id),
+m AS (
+    UPDATE mail SET consumed_at = clock_timestamp() FROM i JOIN r ON r.id = i.id
+     WHERE mail.id = r.consumes AND mail.session_id = i.session_id AND mail.consumed_at IS NULL)
+SELECT DISTINCT session_id, epoch FROM i""")
+
 START = text(f"""{_fence(version="text")},
 t AS (
     UPDATE turns SET status = 'running', attempts = attempts + 1, version = turns.version + 1,
            started_at = coalesce(started_at, clock_timestamp()), first_seq = coalesce(first_seq, r.seq),
-           agent_version = coalesce(agent_version, r.version)
+           agent_version = coalesce(agent_version, r.version), clock_stopped_at = NULL,
+           deadline = deadline + coalesce(clock_timestamp() - clock_stopped_at, interval '0')
       FROM l JOIN r ON {_OWN}
      WHERE turns.id = r.turn_id AND turns.status IN ('queued', 'waiting', 'running')
     RETURNING l.id, l.epoch),
@@ -172,10 +184,13 @@ t AS (
 m AS (
     UPDATE mail SET consumed_at = clock_timestamp() FROM s JOIN r ON r.session_id = s.id AND r.epoch = s.epoch
      WHERE mail.session_id = s.id AND mail.turn_id = r.turn_id AND mail.consumed_at IS NULL),
+a AS (
+    UPDATE approvals a SET closed_at = clock_timestamp() FROM s JOIN r ON r.session_id = s.id AND r.epoch = s.epoch
+     WHERE a.session_id = s.id AND a.turn_id = r.turn_id AND a.answered_at IS NULL AND a.closed_at IS NULL),
 i AS ({_insert("t")} RETURNING session_id)
 SELECT s.id AS session_id, s.epoch, s.kept AS flag, s.more FROM s JOIN i ON i.session_id = s.id""")
 
-LEAVE = text(f"""{_fence(status="text", until="timestamptz", seen="bigint", now="timestamptz")},
+LEAVE = text(f"""{_fence(status="text", until="timestamptz", seen="bigint", now="timestamptz", stops="boolean")},
 s AS (
     UPDATE sessions s SET lease_worker = NULL, head_waiting = (r.status = 'waiting'),
            ready_at = CASE WHEN s.mail_seq <> r.seen OR (r.status = 'queued' AND r.until IS NULL)
@@ -187,7 +202,8 @@ s AS (
       FROM l JOIN r ON {_OWN} WHERE s.id = l.id
     RETURNING s.id, l.epoch, coalesce(s.ready_at <= clock_timestamp(), false) AS ready),
 t AS (
-    UPDATE turns SET status = r.status, version = turns.version + 1
+    UPDATE turns SET status = r.status, version = turns.version + 1,
+           clock_stopped_at = CASE WHEN r.stops THEN clock_timestamp() END
       FROM s JOIN r ON r.session_id = s.id AND r.epoch = s.epoch WHERE turns.id = r.turn_id
     RETURNING s.id, s.epoch),
 i AS ({_insert("t")} RETURNING session_id)
@@ -209,8 +225,14 @@ READ_TURNS = text(f"""{_READ}
 
 
 async def append(db: Database, writes: Sequence[Append]) -> dict[Key, Done]:
-    """Insert the rows of those leases that stand; the answer names the leases whose rows are new."""
-    rows = await db.fetch(APPEND, _run(_in_order(writes)))
+    """Insert the rows of those leases that stand, and consume the signals that they record; the answer names the leases
+    whose rows are new."""
+    writes = _in_order(writes)
+    consumed = [event.consumes for write in writes for event in write.events]
+    if any(consumed):
+        rows = await db.fetch(APPEND_CONSUMING, _run(writes) | {"consumes": consumed})
+    else:
+        rows = await db.fetch(APPEND, _run(writes))
     return {(row.session_id, row.epoch): Done() for row in rows}
 
 
@@ -240,6 +262,7 @@ async def leave(db: Database, writes: Sequence[Leave]) -> dict[Key, Done]:
         "until": [w.until for w in writes],
         "seen": [w.seen for w in writes],
         "now": [w.now for w in writes],
+        "stops": [w.stops_clock for w in writes],
     }
     return _answers(await db.fetch(LEAVE, _run(writes) | columns))
 

@@ -1,5 +1,5 @@
-"""What others want of a session beside turns: that a turn ends, or a signal. Session rows are locked in the order of their
-ids.
+"""What others want of a session beside turns: that a turn ends, or a signal; and the look for what has come. Session rows
+are locked in the order of their ids.
 
 A turn that never started changes by its row, under the session's lock; what is wanted of a started one goes into ``mail``,
 and the worker that holds (or next claims) the session records it.
@@ -7,17 +7,19 @@ and the worker that holds (or next claims) the session records it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import text
 
+from longshift.db import approvals
 from longshift.db.database import Database, chunks
 from longshift.db.idempotency import Idempotency, remember
 from longshift.db.intake import LOCK_SESSIONS, Accepted
-from longshift.errors import NotFound
+from longshift.errors import LeaseLost, NotFound
 from longshift.events import encode
-from longshift.model import Json, MailKind, Prefix, TurnStatus, new_id, show_id
+from longshift.model import Claim, Json, MailKind, Prefix, TurnStatus, new_id, show_id
 
 SESSIONS_OF = text("""
 SELECT id, session_id FROM turns
@@ -59,6 +61,76 @@ WITH s AS (
      WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL RETURNING id, queue)
 INSERT INTO mail (id, session_id, kind, name, payload) SELECT :id, s.id, 'signal', :name, CAST(:payload AS json) FROM s
 RETURNING (SELECT queue FROM s) AS queue""")
+STANDS = text("SELECT 1 FROM sessions WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker")
+CONSUME = text("UPDATE mail SET consumed_at = clock_timestamp() WHERE id = :id")
+# One statement, so that what is found and ``mail_seq`` are of one moment. Whether the caller still holds the session does not
+# matter: what it makes of this is fenced.
+LOOK = text("""
+WITH a AS MATERIALIZED (
+    SELECT * FROM unnest(CAST(:session AS uuid[]), CAST(:kind AS text[]), CAST(:name AS text[]), CAST(:ref AS uuid[]),
+                         CAST(:most AS bigint[])) WITH ORDINALITY AS a(session_id, kind, name, ref, most, place)),
+s AS MATERIALIZED (
+    SELECT s.id, s.mail_seq, EXISTS (SELECT 1 FROM mail m WHERE m.session_id = s.id AND m.consumed_at IS NULL
+                                                            AND m.kind <> 'signal') AS urgent
+      FROM sessions s WHERE s.id = ANY(CAST(:session AS uuid[])))
+SELECT a.place - 1 AS place, s.mail_seq, s.urgent, f.id, f.value
+  FROM a JOIN s ON s.id = a.session_id
+  LEFT JOIN LATERAL (
+    (SELECT m.id, m.created_at, json_build_object('reason', 'signal', 'payload', m.payload) AS value FROM mail m
+      WHERE a.kind = 'signal' AND m.session_id = a.session_id AND m.consumed_at IS NULL AND m.kind = 'signal'
+        AND m.name = a.name ORDER BY m.created_at, m.id LIMIT a.most)
+    UNION ALL
+    SELECT p.id, p.answered_at, CASE WHEN p.answered_at IS NULL THEN json_build_object('reason', 'timeout')
+           ELSE json_build_object('reason', 'answer', 'granted', p.answer -> 'granted', 'comment', p.answer -> 'comment',
+                                  'by', p.answered_by) END
+      FROM approvals p WHERE a.kind = 'approval' AND p.id = a.ref AND coalesce(p.answered_at, p.closed_at) IS NOT NULL
+    UNION ALL
+    SELECT t.id, t.ended_at, json_build_object('reason', 'child', 'status', t.status, 'output', t.output, 'error', t.error)
+      FROM turns t WHERE a.kind = 'child' AND t.id = a.ref AND t.status IN ('succeeded', 'failed', 'cancelled', 'expired')
+    UNION ALL
+    SELECT c.id, c.ended_at, json_build_object('reason', 'call', 'status', c.status, 'result', c.result, 'error', c.error)
+      FROM tool_calls c WHERE a.kind = 'call' AND c.id = a.ref AND c.status NOT IN ('started', 'unknown')) f ON true
+ ORDER BY a.place, f.created_at, f.id""")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something that a turn waits for: signals by their name, anything else (approval, child, call) by its id."""
+
+    session_id: UUID
+    kind: str
+    name: str
+    id: UUID | None
+    most: int
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was found of one thing wanted; ``found`` is (id, payload of wait.ended), signals oldest first.
+
+    ``mail_seq`` is the session's as of the same moment; ``urgent``: there is mail that wants a turn to end.
+    """
+
+    mail_seq: int
+    urgent: bool
+    found: list[tuple[UUID, Mapping[str, Json]]] = field(default_factory=list)
+
+
+async def look(db: Database, wanted: Sequence[Wanted]) -> dict[int, Seen]:
+    """What has come of all this, by its place in ``wanted``; all of it as of one moment."""
+    params = {
+        "session": [w.session_id for w in wanted],
+        "kind": [w.kind for w in wanted],
+        "name": [w.name for w in wanted],
+        "ref": [w.id for w in wanted],
+        "most": [w.most for w in wanted],
+    }
+    seen: dict[int, Seen] = {}
+    for row in await db.fetch(LOOK, params):
+        one = seen.setdefault(row.place, Seen(row.mail_seq, row.urgent))
+        if row.id is not None:
+            one.found.append((row.id, row.value))
+    return seen
 
 
 async def end_turns(
@@ -68,17 +140,33 @@ async def end_turns(
     tenant_id: UUID | None,
     kind: MailKind,
     reason: str,
+    holder: Claim | None = None,
 ) -> list[tuple[UUID, str]]:
     """Ask turns to end: at once where they never started, else by mail. Returns (session, queue) to ring.
 
-    Turns that have ended already, or belong to another tenant, are left alone. ``tenant_id`` None is the sweeper.
+    Turns that have ended already, or belong to another tenant, are left alone. ``tenant_id`` None is the sweeper, or a
+    parent turn: then only as long as ``holder`` holds its session.
+
+    Raises:
+        LeaseLost: ``holder`` does no longer.
     """
     status = TurnStatus.EXPIRED if kind is MailKind.EXPIRE else TurnStatus.CANCELLED
     ring: list[tuple[UUID, str]] = []
     for chunk in chunks(turn_ids):
         async with db.transaction() as tx:
             owned = (await tx.execute(SESSIONS_OF, {"turns": list(chunk), "tenant": tenant_id})).all()
-            await tx.execute(LOCK_SESSIONS, {"sessions": list({row.session_id for row in owned})})
+            sessions = {row.session_id for row in owned} | ({holder.session_id} if holder is not None else set())
+            await tx.execute(LOCK_SESSIONS, {"sessions": list(sessions)})
+            if (
+                holder is not None
+                and (
+                    await tx.execute(
+                        STANDS, {"session": holder.session_id, "epoch": holder.epoch, "worker": holder.worker_id}
+                    )
+                ).first()
+                is None
+            ):
+                raise LeaseLost(f"the lease on session {holder.session_id.hex} is gone")
             ids = [row.id for row in owned]
             error = encode({"code": status.value, "message": reason})
             done = (await tx.execute(END_UNSTARTED, {"turns": ids, "status": status.value, "error": error})).all()
@@ -111,11 +199,16 @@ async def signal(
     name: str,
     payload: Json,
     idempotency: Idempotency | None = None,
+    by: UUID | None = None,
 ) -> Accepted:
     """Put a signal into the mailbox; ``resource_id`` is its id.
 
+    If an approval of this name is open in the session, the signal is its answer (``by``: the API key behind it), and is
+    kept as consumed.
+
     Raises:
         NotFound: no such session.
+        InvalidInput: it would answer an approval, and does not say whether that is granted.
         IdempotencyMismatch: the key was used with another body.
     """
     mail_id = new_id()
@@ -128,4 +221,9 @@ async def signal(
         row = (await tx.execute(ADD_SIGNAL, params)).first()
         if row is None:
             raise NotFound(f"there is no session {show_id(Prefix.SESSION, session_id)}")
+        # a statement of its own: under the lock, in a snapshot that has what was opened before it
+        approval = await approvals.open_of_name(tx, session_id, name=name)
+        if approval is not None:
+            await approvals.decide(tx, approval, approvals.verdict(payload), by=by)
+            await tx.execute(CONSUME, {"id": mail_id})
     return Accepted(mail_id, [(session_id, row.queue)])

@@ -278,7 +278,7 @@ mail = Table(
 approvals = Table(
     "approvals",
     metadata,
-    Column("id", Uuid, primary_key=True, comment="derived from the turn and the place of the wait in it"),
+    Column("id", Uuid, primary_key=True, comment="recorded in the wait.begun of its turn"),
     Column("tenant_id", Uuid, nullable=False),
     Column("session_id", Uuid, nullable=False),
     Column("turn_id", Uuid, nullable=False),

@@ -153,6 +153,7 @@ SELECT id, queue FROM s""")
 OVERDUE = text("""
 SELECT t.id FROM turns t
  WHERE t.status IN ('scheduled', 'queued', 'running', 'waiting') AND t.deadline <= clock_timestamp()
+   AND t.clock_stopped_at IS NULL
    AND NOT EXISTS (SELECT 1 FROM mail m WHERE m.session_id = t.session_id AND m.turn_id = t.id AND m.kind = 'expire'
                                           AND m.consumed_at IS NULL)
  ORDER BY t.deadline LIMIT :limit""")

@@ -17,19 +17,20 @@ Real processes are in ``longshift.testing.fleet`` (start, kill, pause, drain), a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from longshift.agent import Agent
 from longshift.clock import SYSTEM, Clock
+from longshift.contract import Verdict
 from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
 from longshift.testing.ledger import Ledger
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
-from longshift.testing.world import Delta, Faults, Time, World
+from longshift.testing.world import Delta, Faults, Post, Time, World
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -47,6 +48,8 @@ def run(
     log: list[Event] | None = None,
     retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    signals: Mapping[str, Sequence[Json]] | None = None,
+    approve: Mapping[str, bool | Verdict] | None = None,
     ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
@@ -57,7 +60,8 @@ def run(
     Args:
         agent: what ``@agent`` made.
         input: as the agent takes it, or the JSON that a client would send.
-        fake: for steps, by function or name: the result, an exception to raise, or a function to call instead.
+        fake: for steps, by function or name: the result, an exception to raise, or a function to call instead. The same for
+            children, by agent or name; an agent without a fake that is spawned runs, undisturbed, in a world of its own.
         crash_after: the worker dies when this many events of the turn have become durable, and another one goes on from
             the log. In one process: ``finally`` blocks run, but nothing durable can be done in them.
         crash_at: the same at a point by its name, such as ``"before step.completed charge"``: the effect has happened,
@@ -69,6 +73,8 @@ def run(
         log: the session so far, from earlier runs; the turn's events are added to it. Default: a new session.
         retry: an earlier turn of this ``log`` that ended without success: go on from what it has recorded.
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
+        signals: payloads by the name of their signal, oldest first; all have come before the turn begins.
+        approve: the answer to each approval of this name, given when the turn has left its worker. Others are not answered.
         ledger: of tool calls, from earlier runs of the session. Default: a new one.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
@@ -91,6 +97,8 @@ def run(
             log=log,
             retry=retry,
             artifacts=artifacts,
+            signals=signals,
+            approve=approve,
             ledger=ledger,
             metadata=metadata,
             clock=clock,
@@ -111,6 +119,8 @@ async def arun(
     log: list[Event] | None = None,
     retry: Result[Any] | None = None,
     artifacts: MutableMapping[str, bytes] | None = None,
+    signals: Mapping[str, Sequence[Json]] | None = None,
+    approve: Mapping[str, bool | Verdict] | None = None,
     ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
@@ -133,7 +143,8 @@ async def arun(
     )
     if retry is not None:
         record = retried(record, retry, log)
-    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, ledger)
+    post = Post(signals or {}, approve or {})
+    world = World(record, log, artifacts if artifacts is not None else {}, time, faults, post=post, ledger=ledger)
     return await rehearse(agent, world, fake=fake or {})
 
 

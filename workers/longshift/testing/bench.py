@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.agent import Agent
 from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.contract import Cause
 from longshift.ending import end
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Context, Event, fold
@@ -24,13 +25,14 @@ from longshift.model import Json, ToolCallRecord, TurnRecord, TurnStatus, new_id
 from longshift.place import running_step
 from longshift.stepping import Stepper
 from longshift.steps import StepDefinition
+from longshift.testing.children import Children
 from longshift.testing.outside import Crashed, Outside
 from longshift.testing.world import Delta, World, chain_of
 from longshift.tooling import visible
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
-Fakes = Mapping[Callable[..., Any] | str, Any]
+Fakes = Mapping[Callable[..., Any] | Agent[Any, Any] | str, Any]
 QUIET = 0.002  # seconds without a running step after which a sleep is skipped
 
 
@@ -52,6 +54,7 @@ class Result(Generic[O]):
         tool_calls: what stands in the ledger of the calls of tools, of the whole session, in the order of their first start.
         points: every point at which ``crash_at`` and ``pause_at`` make a difference.
         late: what a stale writer did although it had been refused. Only an agent that catches ``BaseException`` can.
+        unread: payloads of the signals that nobody has consumed, by name.
     """
 
     status: TurnStatus
@@ -64,6 +67,7 @@ class Result(Generic[O]):
     unused: tuple[str, ...]
     refused: tuple[str, ...]
     late: tuple[str, ...]
+    unread: Mapping[str, Sequence[Json]]
     tool_calls: tuple[ToolCallRecord, ...]
     points: tuple[str, ...]
     value: O | None
@@ -135,6 +139,15 @@ class Ending:
     unused: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How a turn waits that leaves its worker."""
+
+    until: datetime | None
+    stops_clock: bool
+    missing: Sequence[Cause]
+
+
 class Attempt:
     """One worker's try at the turn: from its claim until the agent ends, waits, or the worker dies or is refused."""
 
@@ -144,6 +157,7 @@ class Attempt:
         self._wake = asyncio.Event()
         self._stop = False  # the worker is dead or refused: nothing of what the agent does counts any more
         outside.on_crash = self._look_up
+        outside.run_child = bench.children.run
 
     def _look_up(self) -> None:
         self._stop = True
@@ -187,7 +201,7 @@ class Attempt:
 
         self.outside.on_lost = lost
         try:
-            until = await self._watch(task, execution)
+            waits = await self._watch(task, execution)
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
         finally:
             await unwind(task, execution)
@@ -195,22 +209,26 @@ class Attempt:
         if self._stop:
             return None
         if not ended:
-            assert until is not None
-            return await self._leave(until)
+            assert waits is not None
+            return await self._leave(waits)
         if task.cancelled() or task.exception() is not None:
             return failed("internal", "the agent gave no result")
         return task.result()
 
-    async def _watch(self, task: asyncio.Task[Outcome], execution: Rehearsal) -> datetime | None:
-        """Wait until the agent ends, its worker dies or every branch waits (the answer: until when)."""
-        quiet, time = False, self._world.time
+    async def _watch(self, task: asyncio.Task[Outcome], execution: Rehearsal) -> Left | None:
+        """Wait until the agent ends, its worker dies or every branch waits (the answer: for what)."""
+        quiet, time, post = False, self._world.time, self._world.post
         while not (self._stop or task.done()):
             if execution.waits.idle:
-                return execution.waits.until
+                waits = execution.waits
+                return Left(waits.until, waits.stops_clock, execution.awaiting.missing)
             due = time.next_due
-            if quiet and due is not None and not execution.busy:
-                time.jump(due)
-            quiet = await self._quiet(None if due is None else QUIET)
+            if quiet and not execution.busy:
+                if post.answer():
+                    await execution.awaiting.look()
+                elif due is not None:
+                    time.jump(due)
+            quiet = await self._quiet(None if due is None and not post.asked else QUIET)
             await self.outside.running()
         return None
 
@@ -223,13 +241,22 @@ class Attempt:
         self._wake.clear()
         return False
 
-    async def _leave(self, until: datetime) -> Outcome | None:
-        """The turn waits without a worker; the clock jumps to where it comes back."""
-        record = self._world.record
-        await self.outside.write(left(record, until=until))
-        self._world.time.jump(min(until, record.deadline))
-        if until >= record.deadline:
-            return stopped(TurnStatus.EXPIRED, "")
+    async def _leave(self, waits: Left) -> Outcome | None:
+        """The turn waits without a worker: until somebody answers, or the clock jumps to where it comes back."""
+        world, until = self._world, waits.until
+        record, time = world.record, world.time
+        await self.outside.write(left(record, waits=True, until=until))
+        if world.post.answer():
+            return None
+        if waits.stops_clock and until is not None:
+            world.record = replace(record, deadline=record.deadline + max(timedelta(0), until - time.clock.now()))
+        elif until is None or until >= record.deadline:
+            time.jump(record.deadline)
+            missing = ", ".join(f"{cause.kind} {cause.name or cause.id}".strip() for cause in waits.missing)
+            return stopped(
+                TurnStatus.EXPIRED, f"the deadline has passed, and nothing brought {missing}" if missing else ""
+            )
+        time.jump(until)
         return None
 
 
@@ -247,6 +274,7 @@ class Bench:
     ) -> None:
         self.agent, self.world, self.fakes, self.threads = agent, world, fakes, threads
         self.calls: Counter[str] = Counter()
+        self.children = Children(world, fakes=fakes, rehearse=_rehearsed)
         self.endings: dict[UUID, Ending] = {}  # by the id of the event that was to record it
         self._steps = steps
 
@@ -269,7 +297,7 @@ class Bench:
                 attempt.outside.resume()
                 await task
             for attempt, _ in attempts:
-                await attempt.outside.close()
+                await attempt.outside.end_calls()
         finally:
             await end(task for _, task in attempts)
             for attempt, _ in attempts:
@@ -294,6 +322,7 @@ class Bench:
             unused=ending.unused,
             refused=tuple(world.refused),
             late=tuple(world.late),
+            unread=world.post.unread,
             tool_calls=tuple(world.ledger),
             points=tuple(world.points),
             value=value,
@@ -316,6 +345,13 @@ async def rehearse(agent: Agent[I, O], world: World, *, fake: Fakes) -> Result[O
     """Run the turn of ``world`` to its end."""
     with ThreadPoolExecutor(8, "step") as steps, ThreadPoolExecutor(8, "agent") as threads:
         return await Bench(agent, world, fakes=named(fake), steps=steps, threads=threads).run()
+
+
+async def _rehearsed(agent: Agent[Any, Any], world: World, fakes: Fakes) -> Mapping[str, Json]:
+    """How a child of its own world ends, as wait.ended says it."""
+    result = await rehearse(agent, world, fake=fakes)
+    output = json.loads(agent.output.dump_json(result.value, by_alias=True)) if result.error is None else None
+    return {"reason": "child", "status": result.status.value, "output": output, "error": result.error}
 
 
 def named(fakes: Fakes) -> dict[Callable[..., Any] | str, Any]:

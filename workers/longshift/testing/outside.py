@@ -7,23 +7,30 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from longshift.config import Config
-from longshift.contract import Artifact, Passage
-from longshift.errors import ControlFlow, LeaseLost, NotFound
+from longshift.contract import Artifact, Cause, CauseKind, Found, Look, NewChild, Passage, Question
+from longshift.errors import ControlFlow, LeaseLost, NotFound, UsageError
 from longshift.events import NewEvent
-from longshift.model import CallOutcome, NewCall, Prefix, ToolCallRecord, parse_id, show_id
+from longshift.model import CallOutcome, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
 from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
 from longshift.underway import UnderWay
 
 T = TypeVar("T")
+
+
+TIMED_OUT: Mapping[str, Json] = {"reason": "timeout"}
+
+
+async def _no_children(child: NewChild) -> Mapping[str, Json]:
+    raise UsageError(f"nothing runs child {child.agent!r} here")
 
 
 class Crashed(ControlFlow):
@@ -42,6 +49,7 @@ class Outside:
         self.clock = world.time.clock
         self.on_crash: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.run_child: Callable[[NewChild], Awaitable[Mapping[str, Json]]] = _no_children
         self.dead = False
         self.refused = False
         self.stopped = asyncio.Event()  # once it was: it stays set
@@ -155,7 +163,7 @@ class Outside:
     def may_call(self, *, since: float) -> bool:
         return not (self.dead or self.refused or self.stopped.is_set())
 
-    async def close(self) -> None:
+    async def end_calls(self) -> None:
         """The dead do nothing more; all others end what they have begun."""
         if not self.dead:
             await self.underway.idle()
@@ -176,6 +184,58 @@ class Outside:
     async def sleep_until(self, due: datetime) -> None:
         await self.world.time.sleep_until(due)
         await self.awake()
+
+    async def until(self, future: asyncio.Future[Any], due: datetime | None) -> None:
+        await self.world.time.sleep_until(due, unless=future)
+        await self.awake()
+
+    async def look(self, causes: Mapping[Cause, int]) -> Look:
+        await asyncio.sleep(0)
+        await self.awake()
+        return Look(
+            0, urgent=False, found=[found for cause, most in causes.items() for found in self._came(cause, most)]
+        )
+
+    def _came(self, cause: Cause, most: int) -> list[Found]:
+        post = self.world.post
+        match cause.kind:
+            case CauseKind.SIGNAL:
+                signals = [(i, payload) for i, (name, payload) in post.mail.items() if name == cause.name]
+                return [Found(cause, i, {"reason": "signal", "payload": payload}) for i, payload in signals[:most]]
+            case CauseKind.APPROVAL if cause.id in post.decided:
+                said = post.decided[cause.id]
+                told = (
+                    {"reason": "answer", **said.model_dump()} if said is not None and not said.timed_out else TIMED_OUT
+                )
+                return [Found(cause, cause.id, told)]
+            case CauseKind.CHILD if cause.id in post.children:
+                return [Found(cause, cause.id, post.children[cause.id])]
+        return []
+
+    async def ask(self, question: Question) -> None:
+        await self._fenced(f"approval {question.name}")
+        self.world.post.ask(question)
+
+    async def close(self, approvals: Sequence[UUID]) -> None:
+        await self._fenced("end of an approval")
+        self.world.post.close(approvals)
+
+    async def spawn(self, child: NewChild) -> None:
+        await self._fenced(f"child {child.agent}")
+        if child.id not in self.world.post.children:
+            ended = await self.run_child(child)
+            await self._fenced(f"child {child.agent}")
+            self.world.post.children[child.id] = ended
+
+    async def _fenced(self, what: str) -> None:
+        """As the lease decides it in Postgres."""
+        await self.awake()
+        try:
+            self.world.check(what, epoch=self.epoch)
+        except LeaseLost:
+            self.refused = True
+            self.on_lost()
+            raise
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         await self.awake()

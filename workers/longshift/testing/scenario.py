@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from longshift.agent import Agent
+from longshift.contract import Verdict
 from longshift.model import Json
 from longshift.place import current, running_step
 from longshift.testing.bench import Fakes, Rehearsal
@@ -57,6 +58,7 @@ class Scenario:
         fake: for steps, by function or name: the result, an exception to raise, or a function to call instead.
         effects: what the fakes count. Default: none are observed.
         artifacts: bytes by ``art_...`` id, to read.
+        signals, approve: what others bring, as for ``run``.
     """
 
     agent: Agent[Any, Any]
@@ -64,3 +66,5 @@ class Scenario:
     fake: Fakes = field(default_factory=dict)
     effects: Effects = field(default_factory=Effects)
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
+    signals: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    approve: Mapping[str, bool | Verdict] = field(default_factory=dict)

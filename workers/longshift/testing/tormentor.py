@@ -23,7 +23,7 @@ from longshift.testing.bench import as_sent, new_record, rehearse
 from longshift.testing.points import names_of
 from longshift.testing.scenario import Scenario
 from longshift.testing.verdict import Breach, Ran, Row, Violation, judge
-from longshift.testing.world import Fault, Faults, Time, World
+from longshift.testing.world import Fault, Faults, Post, Time, World
 
 TURN = UUID("01900000-0000-7000-8000-000000000001")
 LIMIT = timedelta(seconds=60)
@@ -119,7 +119,8 @@ async def _run(scenario: Scenario, *, clock: Clock, faults: Faults) -> Ran:
     now = clock.now()
     record = new_record(agent, sent, session_id=TURN, metadata={}, now=now, until=now + DEADLINE)
     record = replace(record, id=TURN, root_turn_id=TURN, tenant_id=TURN)
-    world = World(record, [], dict(scenario.artifacts), Time(clock), faults)
+    post = Post(scenario.signals, scenario.approve)
+    world = World(record, [], dict(scenario.artifacts), Time(clock), faults, post=post)
     result = await rehearse(agent, world, fake=scenario.fake)
     return Ran(result, scenario.effects.counts)
 

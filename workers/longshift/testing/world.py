@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from longshift.clock import Clock
+from longshift.contract import Question, Verdict
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
-from longshift.model import CallOutcome, NewCall, ToolCallRecord, TurnRecord
+from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord, TurnRecord, new_id
 from longshift.testing.ledger import Ledger
 from longshift.testing.points import ENDS, SIDES, Names, call_name, check_point
 
@@ -70,21 +71,74 @@ class Time:
     def next_due(self) -> datetime | None:
         return min(self._sleepers.values(), default=None)
 
-    async def sleep_until(self, due: datetime) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._sleepers[future] = due
+    async def sleep_until(self, due: datetime | None, *, unless: asyncio.Future[Any] | None = None) -> None:
+        """Sleep until then (None: for ever), or until something happens (``unless``)."""
+        alarm = asyncio.get_running_loop().create_future()
+        if due is not None:
+            self._sleepers[alarm] = due
         for tell in self.on_sleep:
             tell()
         try:
-            await future
+            await asyncio.wait({alarm} if unless is None else {alarm, unless}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            del self._sleepers[future]
+            self._sleepers.pop(alarm, None)
 
     def jump(self, to: datetime) -> None:
         self._ahead += max(timedelta(0), to - self.clock.now())
-        for future, due in self._sleepers.items():
-            if due <= to and not future.done():
-                future.set_result(None)
+        for alarm, due in self._sleepers.items():
+            if due <= to and not alarm.done():
+                alarm.set_result(None)
+
+
+@dataclass(slots=True)
+class Post:
+    """What others bring to the turn under test, as Postgres would keep it.
+
+    Attributes:
+        signals: by name, all there from the beginning.
+        approve: how each approval is answered that has this name: when its turn has left, or has nothing else to do.
+        mail: signals that nobody has consumed.
+        asked: approvals that wait for an answer.
+        decided: those that wait no longer; None: closed without one.
+        children: how each of them has ended, as wait.ended says it.
+    """
+
+    signals: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    approve: Mapping[str, bool | Verdict] = field(default_factory=dict)
+    mail: dict[UUID, tuple[str, Json]] = field(init=False)
+    asked: dict[UUID, Question] = field(init=False, default_factory=dict)
+    decided: dict[UUID, Verdict | None] = field(init=False, default_factory=dict)
+    children: dict[UUID, Mapping[str, Json]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sent = ((name, payload) for name, payloads in self.signals.items() for payload in payloads)
+        self.mail = {new_id(): signal for signal in sent}
+
+    @property
+    def unread(self) -> dict[str, list[Json]]:
+        """Payloads of the signals that are left, by name."""
+        left: dict[str, list[Json]] = {}
+        for name, payload in self.mail.values():
+            left.setdefault(name, []).append(payload)
+        return left
+
+    def ask(self, question: Question) -> None:
+        if question.id not in self.decided:
+            self.asked.setdefault(question.id, question)
+
+    def close(self, ids: Sequence[UUID]) -> None:
+        for identity in ids:
+            if self.asked.pop(identity, None) is not None:
+                self.decided[identity] = None
+
+    def answer(self) -> bool:
+        """Answer what is asked, as far as answers are known; whether any was."""
+        known = [question for question in self.asked.values() if question.name in self.approve]
+        for question in known:
+            said = self.approve[question.name]
+            self.decided[question.id] = said if isinstance(said, Verdict) else Verdict(granted=said)
+            del self.asked[question.id]
+        return bool(known)
 
 
 def chain_of(log: Sequence[Event], turn_id: UUID | None) -> list[UUID]:
@@ -108,8 +162,11 @@ class World:
         artifacts: MutableMapping[str, bytes],
         time: Time,
         faults: Faults = Faults(),
+        *,
+        post: Post | None = None,
         ledger: Ledger | None = None,
     ) -> None:
+        self.post = post or Post()
         self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
         self.ledger = ledger if ledger is not None else Ledger()
         self.dead: set[int] = set()  # epochs of workers that have certainly ended
@@ -175,15 +232,21 @@ class World:
     def name(self, event: NewEvent) -> str:
         return self._names.upcoming(event)
 
+    def check(self, name: str, *, epoch: int) -> None:
+        """Raises LeaseLost: ``epoch`` is not the holder's, so that ``name`` is refused."""
+        if epoch != self.holder:
+            self.refused.append(name)
+            raise LeaseLost(f"the lease on session {self.record.session_id.hex} is gone")
+
     def write(self, event: NewEvent, *, name: str, epoch: int) -> None:
         """Make one event durable.
 
         Raises:
             LeaseLost: ``epoch`` is not the holder's.
         """
-        if epoch != self.holder:
-            self.refused.append(name)
-            raise LeaseLost(f"the lease on session {self.record.session_id.hex} is gone")
+        self.check(name, epoch=epoch)
+        if event.consumes is not None and self.post.mail.pop(event.consumes, None) is None:
+            self.late.append(f"consumed a signal again: {name}")
         self._names.written(event)
         written = Event(
             session_id=self.record.session_id,

@@ -51,7 +51,7 @@ def _turns() -> None:
 def _approvals() -> None:
     op.create_table(
         "approvals",
-        sa.Column("id", sa.Uuid(), nullable=False, comment="derived from the turn and the place of the wait in it"),
+        sa.Column("id", sa.Uuid(), nullable=False, comment="recorded in the wait.begun of its turn"),
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
         sa.Column("session_id", sa.Uuid(), nullable=False),
         sa.Column("turn_id", sa.Uuid(), nullable=False),
