@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshift import InvalidInput
+from longshift import InvalidInput, Verdict
 from longshift.agents.research import NO_ANSWER, Question, Report, markdown, plan, research
 from longshift.agents.text import LONGEST, decode, passage_spans, sentence_spans
 from longshift.testing import crash_points, run
@@ -256,6 +256,16 @@ def test_a_report_is_published_once_whatever_crashes(web: Web, site: Running) ->
     run(research, published(site), crash_at="before ledger.end publish")
     assert [method for method, _, _, _ in web.asked] == ["POST", "POST"]
     assert len({headers["idempotency-key"] for _, _, headers, _ in web.asked}) == 1
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_report_is_published_if_somebody_agrees(granted: bool, web: Web, site: Running) -> None:
+    web.pages["/hook"] = 204, {}, b""
+    asked = published(site)
+    asked["publish"]["approval"] = True
+    report = run(research, asked, approve={"publish": Verdict(granted=granted, comment="as I said")}).output
+    assert report.publication is not None
+    assert (report.publication.status, len(web.asked)) == (("delivered", 1) if granted else ("declined", 0))
 
 
 def test_a_report_that_cannot_be_published_is_still_there(web: Web, site: Running) -> None:

@@ -94,9 +94,10 @@ class Linked(BaseModel, extra="forbid"):
 
 
 class Publish(BaseModel, extra="forbid"):
-    """Where the report goes: a webhook that takes JSON and an ``Idempotency-Key``."""
+    """Where the report goes: a webhook that takes JSON and an ``Idempotency-Key``; and whether somebody must agree first."""
 
     webhook: Url
+    approval: bool = False
 
 
 class Question(BaseModel):
@@ -128,7 +129,7 @@ class Citation(BaseModel):
 class Publication(BaseModel):
     """What became of the report at the webhook, and why."""
 
-    status: Literal["delivered", "failed"]
+    status: Literal["delivered", "declined", "failed"]
     reason: str = ""
 
 
@@ -274,7 +275,13 @@ async def write(turn: Turn, question: str, sources: list[Ingested], citations: l
 
 
 async def publication(turn: Turn, where: Publish, question: str, report: Report) -> Publication:
-    """Publish the report; that it cannot be is told in it, for the work is done."""
+    """Publish the report, if whoever is asked agrees; that it cannot be is told in it, for the work is done."""
+    if where.approval:
+        verdict = await turn.approval(
+            "publish", show={"question": question, **report.model_dump(exclude={"publication"})}
+        )
+        if not verdict.granted:
+            return Publication(status="declined", reason=verdict.comment or "")
     text = (await turn.read(report.report)).decode()
     content: dict[str, Json] = {"turn_id": turn.id, "question": question, "answer": report.answer, "report": text}
     try:
