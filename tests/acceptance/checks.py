@@ -8,7 +8,15 @@ from collections.abc import Iterable, Sequence
 from longshift.model import Json
 from tests.support.fleet import Effect
 
-RECORDED = {"step.completed", "step.failed", "value.recorded", "wait.begun", "state.changed", "message.said"}
+RECORDED = {
+    "step.completed",
+    "step.failed",
+    "value.recorded",
+    "wait.begun",
+    "wait.ended",
+    "state.changed",
+    "message.said",
+}
 
 
 def assert_gap_free(events: Sequence[Json]) -> None:
@@ -17,7 +25,8 @@ def assert_gap_free(events: Sequence[Json]) -> None:
 
 def assert_recorded_once(events: Sequence[Json]) -> None:
     """No key was recorded twice in a turn, and no turn ended twice."""
-    keys = Counter((event["turn_id"], event["key"]) for event in events if event["kind"] in RECORDED)
+    recorded = [event for event in events if event["kind"] in RECORDED]
+    keys = Counter((event["turn_id"], event["key"], event["kind"] == "wait.ended") for event in recorded)
     assert [key for key, count in keys.items() if count > 1] == []
     ends = Counter(event["turn_id"] for event in events if event["kind"] in ENDS)
     assert all(count == 1 for count in ends.values())

@@ -15,7 +15,20 @@ import typer
 from rich.console import Console
 
 from longshift.embedded import Guardian
-from tests.benchmarks import drain, faults, idle, outages, poison, recovery, restore, stale, steps, turns, waiting
+from tests.benchmarks import (
+    drain,
+    faults,
+    idle,
+    outages,
+    poison,
+    recovery,
+    restore,
+    stale,
+    steps,
+    timers,
+    turns,
+    waiting,
+)
 from tests.benchmarks.figures import Report, machine
 from tests.benchmarks.stack import Stack
 
@@ -29,6 +42,7 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "poison": poison.run,
     "outages": outages.run,
     "waiting": waiting.run,
+    "timers": timers.run,
     "idle": idle.run,
     "restore": restore.run,
 }

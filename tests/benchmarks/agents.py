@@ -187,3 +187,17 @@ async def lag(turn: Turn, seconds: float) -> Lags:
 
 
 __all__ = ["RESULT", "bystander", "crowd", "lag", "latency", "noop", "sleeps", "steady", "steps", "waits", "work"]
+
+
+@agent("timer")
+async def timer(turn: Turn, seconds: float) -> float:
+    """Seconds from the moment at which its sleep was over to its next line."""
+    await turn.sleep(seconds)
+    return time.time() - turn.now().timestamp()
+
+
+@agent("listener")
+async def listener(turn: Turn, name: str) -> float:
+    """Seconds from the moment that the signal says to its next line."""
+    sent: float = await turn.wait_for(name)
+    return time.time() - sent

@@ -17,9 +17,11 @@ What stands for what. ``tests/model/test_drift.py`` fails if a statement here lo
     statements.claim            leases.ENDS             a statement of its own: the end of the log while the row is locked
     statements.fenced           log.APPEND              epoch and worker, as of the row lock; who meets a locked row skips it
     statements.append           log.APPEND              rows that are there already are left out of the answer
+    statements.append           log.APPEND_CONSUMING    ... and consume nothing: a signal goes with the row that records it
+    worker.look                 mail.LOOK               what has come, mail_seq and whether the turn is to end: of one moment
     statements.start            log.START               not for a turn that has ended
     statements.finish           log.FINISH              open_turns, lease kept only for a next turn, ready if one remains
-    statements.leave            log.LEAVE               ready at once if mail_seq is not the one seen
+    statements.leave            log.LEAVE               ready at once if mail_seq is not the one of the last look
     statements.standing         log.STANDING            lease, event at the place, end of the log: in one snapshot
     statements.release          leases.RELEASE          epoch and worker in the condition of the write
     worker.look                 leases.HEAD             the first open turn by position

@@ -77,7 +77,7 @@ class Write(NamedTuple):
     events: tuple[Event, ...] = ()
     status: str = ""  # FINISH, LEAVE: what becomes of the turn
     keep: bool = False  # FINISH
-    seen: int = 0  # LEAVE: mail_seq as of the claim
+    seen: int = 0  # LEAVE: mail_seq as of the last look, or of the claim
 
 
 class Claim(NamedTuple):
@@ -114,9 +114,9 @@ class Lease(NamedTuple):
     claim: int
     seq: int  # the last one of which it knows
     last: Event | None
-    seen: int  # mail_seq as of the claim
+    seen: int  # mail_seq as of the last look, or of the claim
     turn: int | None
-    phase: str = "claimed"  # claimed, running, heard, quiet, draining, cancelling, between, vain
+    phase: str = "claimed"  # claimed, checked, running, heard, quiet, draining, cancelling, between, vain
     known: frozenset[str] = frozenset()  # what it knows to be recorded of its turn
     unacked: Write | None = None
     doubt: bool = False  # Postgres did not answer: closed until compared
@@ -173,6 +173,7 @@ class Rules:
     rescue_by_id: bool = True  # by a list of dead workers, not by what no live worker holds
     start_checks: bool = True  # START leaves a turn alone that has ended before it began
     mail_compared: bool = True  # LEAVE compares mail_seq
+    look_sees_cancel: bool = True  # a look that finds a cancel leaves the mail_seq seen as it was
     mail_rings: bool = True  # mail makes its session ready
     verbatim: bool = True  # a retry has the same event ids
     doubt: Literal["settled", "success", "failure"] = "settled"  # a write without an answer is looked for in the log

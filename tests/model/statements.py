@@ -48,9 +48,14 @@ def _startable(db: Db, write: Write) -> bool:
 
 
 def append(db: Db, write: Write) -> tuple[Db, str]:
-    """``ON CONFLICT DO NOTHING RETURNING``: the answer names the lease if any of its rows is new."""
+    """``ON CONFLICT DO NOTHING RETURNING``: the answer names the lease if any of its rows is new. A signal is consumed by the
+    row that records it, if that is new."""
     new = tuple(event for event in write.events if db.at(event.seq) is None)
-    return (insert(db, new), "done") if new else (db, MISSING)
+    if not new:
+        return db, MISSING
+    if any(event.kind == "signal" for event in new):
+        db = db._replace(mail=tuple(kind for kind in db.mail if kind != "signal"))
+    return insert(db, new), "done"
 
 
 def start(db: Db, write: Write) -> tuple[Db, str]:

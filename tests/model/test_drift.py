@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import TextClause
 
 import tests.model
+from longshift.awaiting import Awaiting
 from longshift.journal import Journal
 from longshift.runner import Runner
 from longshift.worker import Worker
@@ -50,6 +51,12 @@ RELIES = {
         "ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END",
     ),
     "log.APPEND": (*FENCE, "FROM r JOIN l o ON", "ON CONFLICT DO NOTHING RETURNING session_id, epoch"),
+    "log.APPEND_CONSUMING": (
+        *FENCE,
+        "FROM r JOIN l o ON",
+        "ON CONFLICT DO NOTHING RETURNING session_id, epoch, id",
+        "FROM i JOIN r ON r.id = i.id",
+    ),
     "log.START": (*FENCE, "turns.status IN ('queued', 'waiting', 'running')", "FROM r JOIN t o ON"),
     "log.FINISH": (
         *FENCE,
@@ -78,11 +85,12 @@ RELIES = {
         "ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END",
         "turns.status = 'running'",
     ),
-    "upkeep.RING": ("lease_worker IS NULL AND ready_at <= clock_timestamp()", "dispatched_at <"),
+    "upkeep.RING": ("lease_worker IS NULL AND ready_at <= (SELECT clock_timestamp())", "dispatched_at <"),
     "intake.ADMIT": (
         "excluded.open_turns = 0 OR sessions.head_waiting THEN sessions.ready_at",
         "ELSE coalesce(sessions.ready_at, clock_timestamp())",
     ),
+    "mail.LOOK": ("s.mail_seq, EXISTS (SELECT 1 FROM mail m", "m.kind <> 'signal') AS urgent", "m.consumed_at IS NULL"),
     "mail.ADD_SIGNAL": ("mail_seq = mail_seq + 1", "CASE WHEN open_turns > 0 THEN clock_timestamp() ELSE ready_at END"),
     "mail.ADD_MAIL": (
         "t.status IN ('queued', 'running', 'waiting')",
@@ -104,7 +112,9 @@ CODE = {
     Journal._compare: ("(standing.last_seq, standing.last_event_id) != (lease.seq, lease.event_id)",),
     Journal._take: ("if lease.unacked is None:",),
     Journal._doubt: ("self.suspect(",),
-    Runner._leave: ("seen = lease.claim.mail_seq",),
+    Runner._leave: ("seen = lease.claim.mail_seq if idle.seen is None else idle.seen",),
+    Runner._drive: ("run.idle = Idle(waits.until, execution.awaiting.seen",),
+    Awaiting._look: ("if not look.urgent:", "self.seen = look.mail_seq"),
     Worker._reconcile: ("async with self._claiming:", "standing - {lease.key for lease in self._journal.held}"),
     Worker._reborn: ("self._journal.lose(lease)",),
 }

@@ -18,6 +18,7 @@ SCOPES = {
         Scope("locked", "two turns; a row is locked; an answer is lost", Budget(submits=1, unanswered=1, locked=1)),
         Scope("mail", "a wait races its signal; an answer is lost", Budget(signals=1, unanswered=1), waits=True),
         Scope("mail-pause", "a wait races its signal; a worker is paused", Budget(signals=1, silences=1), waits=True),
+        Scope("wait-cancel", "a cancel ends a wait; an answer is lost", Budget(cancels=1, unanswered=1), waits=True),
         Scope("cancel", "two turns, one cancelled; an answer is lost", Budget(submits=1, cancels=1, unanswered=1)),
         Scope("drain", "a worker drains; a worker crashes", Budget(drains=1, crashes=1)),
         Scope("bells", "two turns; wake-ups are lost or doubled", Budget(submits=1, bells=2, unanswered=1), bells=True),
@@ -98,6 +99,12 @@ VARIANTS = {
         "RESCUE takes what joins to no live worker", Rules(rescue_by_id=False), promises.FOOLED, "pause"
     ),
     "mail-not-compared": Variant("LEAVE does not compare mail_seq", Rules(mail_compared=False), promises.ENDS, "mail"),
+    "cancel-not-seen": Variant(
+        "a look takes note of mail_seq though it has found a cancel",
+        Rules(look_sees_cancel=False),
+        promises.ENDS,
+        "wait-cancel",
+    ),
     "mail-not-ready": Variant("mail does not make its session ready", Rules(mail_rings=False), promises.ENDS, "mail"),
     "new-ids": Variant("a retry makes new event ids", Rules(verbatim=False), promises.FOOLED, "doubt"),
     "doubt-is-success": Variant(

@@ -29,7 +29,7 @@ def steps(state: State, number: int, scope: Scope, rules: Rules) -> Steps:
             yield from recover(state, number, rules)
         else:
             yield from send(state, number, scope)
-            yield from look(state, number, scope)
+            yield from look(state, number, scope, rules)
             yield from stop(state, number)
     if worker.id in state.db.dead:
         yield Step(f"worker {worker.id} finds its tombstone, goes on as {state.next_id}", reborn(state, number))
@@ -130,7 +130,9 @@ def compose(lease: Lease, scope: Scope) -> list[Write]:
     match lease.phase:
         case "vain":
             return [base._replace(kind="RELEASE")]
-        case "claimed":
+        case "checked":
+            return [write("START", "started")]
+        case "claimed" if not scope.budget.cancels:  # there is nothing to look for
             return [write("START", "started")]
         case "cancelling":
             return _finishes(write("FINISH", "cancelled"), scope)
@@ -298,8 +300,8 @@ def reborn(state: State, number: int) -> State:
 # -- the turn
 
 
-def look(state: State, number: int, scope: Scope) -> Steps:
-    """Between two writes: is there mail, which turn is next."""
+def look(state: State, number: int, scope: Scope, rules: Rules) -> Steps:
+    """Between two writes: is there mail, which turn is next. What is found and ``mail_seq`` are of one moment."""
     worker = state.workers[number]
     lease = worker.lease
     assert lease is not None
@@ -310,11 +312,20 @@ def look(state: State, number: int, scope: Scope) -> Steps:
         phase = "vain" if head is None else "claimed"
         label = f"worker {worker.id} runs HEAD: {'no turn' if head is None else f'turn {head}'} is next"
         yield Step(label, put(state, number, worker._replace(lease=lease._replace(turn=head, phase=phase))))
+    if lease.phase == "claimed" and scope.budget.cancels:  # ``Runner._mail``
+        found = lease.turn == 0 and "cancel" in state.db.mail
+        label = f"worker {worker.id} looks for mail before it starts: {'a cancel' if found else 'none'}"
+        looked = lease._replace(phase="cancelling" if found else "checked")
+        yield Step(label, put(state, number, worker._replace(lease=looked)))
     waits = scope.waits and lease.turn == 0 and lease.known >= set(RUN) and "signal" not in lease.known
-    if lease.phase == "running" and waits:
+    if lease.phase in {"running", "quiet"} and waits:
         phase = "heard" if "signal" in state.db.mail else "quiet"
+        cancelled = "cancel" in state.db.mail and rules.look_sees_cancel
+        seen = lease.seen if cancelled else state.db.mail_seq
         label = f"worker {worker.id} looks for the signal: {'here' if phase == 'heard' else 'none'}"
-        yield Step(label, put(state, number, worker._replace(lease=lease._replace(phase=phase))))
+        looked = lease._replace(phase=phase, seen=seen)
+        if looked != lease:
+            yield Step(label, put(state, number, worker._replace(lease=looked)))
 
 
 def stop(state: State, number: int) -> Steps:
@@ -325,7 +336,7 @@ def stop(state: State, number: int) -> Steps:
     if lease.unacked is not None or lease.turn is None:
         return
     running = lease.phase in {"running", "heard", "quiet"}
-    if "cancel" in state.db.mail and lease.turn == 0 and (running or lease.phase == "claimed"):
+    if "cancel" in state.db.mail and lease.turn == 0 and running:
         cancelling = worker._replace(lease=lease._replace(phase="cancelling"))
         yield Step(f"worker {worker.id} finds the cancel", put(state, number, cancelling))
     if running and state.budget.drains:

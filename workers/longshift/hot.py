@@ -259,8 +259,9 @@ def delta_message(text: str, *, turn_id: UUID, step: str, attempt: int) -> str:
 
 
 def _messages(ids: Sequence[UUID], *, queue: str) -> list[bytes]:
-    """One session a message while they are few, so that workers share them; fuller messages in a burst."""
-    size = min(wakeup.MAX_SESSIONS, max(1, len(ids) // 64))
+    """One session a message while they are few, so that workers share them; fuller messages in a burst, because each costs
+    its worker about a millisecond."""
+    size = min(wakeup.MAX_SESSIONS, max(1, len(ids) // 16))
     return [wakeup.encode(ids[i : i + size], queue=queue) for i in range(0, len(ids), size)]
 
 

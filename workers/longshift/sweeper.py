@@ -1,7 +1,8 @@
 """The sweeper: maintenance in every worker, active in one (the leader, who holds a lock; see db/liveness.py).
 
     rescue    declare silent workers dead, release what they held, ring
-    ring      ready sessions whose wake-up was lost: never more than the free slots that no wake-up is on its way to
+    ring      sessions whose timer is due, as soon as it is, and ready ones whose wake-up was lost: never more than the free
+              slots that no wake-up is on its way to
     promote   scheduled turns whose time has come
     tell      parents whose children have ended without anybody telling them
     expire    turns past their deadline
@@ -30,6 +31,8 @@ from longshift.model import MailKind
 
 logger = logging.getLogger(__name__)
 
+PRECISION = timedelta(milliseconds=100)
+"""Timers that are due within so long of each other are rung together."""
 TRICKLE = 10
 """Sessions rung in a pass even while wake-ups are queued: one of those may have been lost for good."""
 TRICKLE_AFTER = timedelta(seconds=30)
@@ -49,13 +52,23 @@ class Sweeper:
         self._config = config
         self._clock = clock
         self._last_forget = 0.0
+        self._next_timer: timedelta | None = None
 
     async def run(self) -> None:
-        """A pass, a pause, for ever; followers only pause."""
+        """A pass, a pause, for ever; followers only pause. Within a pause timers are rung that become due."""
         while True:
-            await asyncio.sleep(self._config.sweep.total_seconds())
+            await self._pause()
             if self._heartbeat.leader:
                 await self.sweep()
+
+    async def _pause(self) -> None:
+        end = self._clock.monotonic() + self._config.sweep.total_seconds()
+        while (left := end - self._clock.monotonic()) > 0:
+            timer, self._next_timer = self._next_timer, None
+            due = max(PRECISION, timer).total_seconds() if timer is not None else left
+            await asyncio.sleep(min(due, left))
+            if due < left and self._heartbeat.leader:
+                await self._guarded(self.ring)
 
     async def sweep(self) -> None:
         """One pass of every service; one that fails does not keep the others from their work."""
@@ -96,7 +109,7 @@ class Sweeper:
             await self._hot.ring(rung)
 
     async def ring(self) -> None:
-        queues = await upkeep.ready_queues(self._db)
+        queues, self._next_timer = await upkeep.ready(self._db)
         if not queues:
             return
         free = await upkeep.free_slots(self._db)

@@ -27,6 +27,9 @@ PATIENCE = 3
 """Deaths in a row without a recorded step after which an unexplained one makes a suspect, and a lonely one is the last."""
 SHARE = 8
 """Into so many groups those are divided that died together."""
+NOW = "(SELECT clock_timestamp())"
+"""Evaluated once, so that an index is read as far as this and no further: plain ``clock_timestamp()`` is volatile, and every
+timer in the index would be compared with another now."""
 LONGEST_PAUSE = 5
 """A session is rung again after patience, 2 x, 4 x ... 2**5 x patience, as long as nobody claims it."""
 
@@ -116,23 +119,25 @@ SELECT id, queue, ring FROM s""")
 RING = text(f"""
 WITH v AS MATERIALIZED (
     SELECT id FROM sessions
-     WHERE lease_worker IS NULL AND ready_at <= clock_timestamp() AND queue = :queue AND suspect IS NULL
+     WHERE lease_worker IS NULL AND ready_at <= {NOW} AND queue = :queue AND suspect IS NULL
        AND (dispatched_at IS NULL
             OR dispatched_at < clock_timestamp() - CAST(:patience AS interval) * (1 << least(rings, {LONGEST_PAUSE})))
      ORDER BY ready_at LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE sessions s SET dispatched_at = clock_timestamp(), rings = least(s.rings + 1, 100)
   FROM v WHERE s.id = v.id RETURNING s.id""")
-READY_QUEUES = text("""
-SELECT DISTINCT queue FROM (SELECT queue FROM sessions
-                             WHERE lease_worker IS NULL AND ready_at <= clock_timestamp() AND suspect IS NULL
-                             ORDER BY ready_at LIMIT 10000) q""")
+READY = text(f"""
+SELECT ARRAY(SELECT DISTINCT queue FROM (SELECT queue FROM sessions
+                                          WHERE lease_worker IS NULL AND ready_at <= {NOW} AND suspect IS NULL
+                                          ORDER BY ready_at LIMIT 10000) q) AS queues,
+       (SELECT ready_at - clock_timestamp() FROM sessions
+         WHERE lease_worker IS NULL AND ready_at > {NOW} ORDER BY ready_at LIMIT 1) AS next""")
 FREE = text("""
 SELECT q.queue, sum(greatest(w.capacity - w.running, 0)) AS free
   FROM workers w, unnest(w.queues) AS q(queue)
  WHERE w.dead_at IS NULL AND w.draining_since IS NULL AND NOT w.isolated GROUP BY q.queue""")
 
-DUE = text("""
-SELECT id, session_id FROM turns WHERE status = 'scheduled' AND run_after <= clock_timestamp() ORDER BY run_after LIMIT :limit""")
+DUE = text(f"""
+SELECT id, session_id FROM turns WHERE status = 'scheduled' AND run_after <= {NOW} ORDER BY run_after LIMIT :limit""")
 LOCK_SESSIONS = text("SELECT id FROM sessions WHERE id = ANY(CAST(:sessions AS uuid[])) ORDER BY id FOR NO KEY UPDATE")
 PROMOTE = text("""
 WITH d AS MATERIALIZED (
@@ -150,9 +155,9 @@ t AS (
       FROM d JOIN s ON s.id = d.session_id WHERE turns.id = d.id)
 SELECT id, queue FROM s""")
 
-OVERDUE = text("""
+OVERDUE = text(f"""
 SELECT t.id FROM turns t
- WHERE t.status IN ('scheduled', 'queued', 'running', 'waiting') AND t.deadline <= clock_timestamp()
+ WHERE t.status IN ('scheduled', 'queued', 'running', 'waiting') AND t.deadline <= {NOW}
    AND t.clock_stopped_at IS NULL
    AND NOT EXISTS (SELECT 1 FROM mail m WHERE m.session_id = t.session_id AND m.turn_id = t.id AND m.kind = 'expire'
                                           AND m.consumed_at IS NULL)
@@ -222,8 +227,10 @@ async def take_away(db: Database, dead: Sequence[UUID], *, limit: int) -> Sequen
         return (await tx.execute(RESCUE, {"workers": list(dead), "sessions": [row.id for row in held]})).all()
 
 
-async def ready_queues(db: Database) -> list[str]:
-    return [row.queue for row in await db.fetch(READY_QUEUES)]
+async def ready(db: Database) -> tuple[list[str], timedelta | None]:
+    """The queues of ready sessions, and how long it is until the next timer is due (None: there is none)."""
+    row = (await db.fetch(READY))[0]
+    return row.queues, row.next
 
 
 async def free_slots(db: Database) -> dict[str, int]:
