@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from typer.main import get_command
 from longshift.cli.app import app
 from longshift.config import child_environment
 from longshift.embedded import Guardian
+from tests.support.http_servers import running
+from tests.support.mcp_servers import Shop
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -93,6 +95,13 @@ def test_the_guide_for_authors_runs() -> None:
         run_python(block, namespace)
 
 
+def test_the_guide_to_frameworks_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    for block in blocks("how-to/frameworks.md"):
+        if block.language == "python":
+            run_python(block, namespace)
+
+
 def test_the_guide_for_operators_has_commands_that_exist() -> None:
     commands: Any = get_command(app)
     seen = set()
@@ -104,6 +113,13 @@ def test_the_guide_for_operators_has_commands_that_exist() -> None:
             commands.commands[name].make_context(name, arguments)  # raises what the command line would
             seen.add(name)
     assert seen == {"approvals", "approve", "signal", "tools", "settle", "steps", "retry"}
+
+
+def test_the_guide_to_mcp_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    with running(Shop().app) as server:
+        for block in blocks("how-to/mcp.md"):
+            run_python(replace(block, text=block.text.replace("https://shop.example", server.url)), namespace)
 
 
 @pytest.mark.timeout(180)

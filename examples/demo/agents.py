@@ -12,7 +12,7 @@ import os
 
 from longshift import Artifact, Passage, Turn, agent, step
 from longshift.agents import research
-from longshift.agents.research import Citation, Ingested, Inline, Question, Report, Stored
+from longshift.agents.research import Citation, Ingested, Inline, Linked, Question, Report, Stored
 from longshift.clock import SYSTEM
 
 READING = (0.4, 1.2)  # seconds that a step takes on top of its work
@@ -42,9 +42,9 @@ def _append(path: str, text: str) -> None:
 
 
 @step
-async def ingest(turn: Turn, source: Stored | Inline) -> Ingested:
+async def ingest(turn: Turn, source: Stored | Inline | Linked) -> Ingested:
     await effect(turn, "ingest", source.label)
-    return await research.ingest(turn, source)
+    return await research.take(turn, source)
 
 
 @step

@@ -120,6 +120,21 @@ async def sleeper(turn: Turn, seconds: float) -> int:
     return await work(turn, "after", before)
 
 
+@agent("breakable")
+async def breakable(turn: Turn, name: str) -> int:
+    """Fails between two of its steps, until somebody opens the gate."""
+    before = await work(turn, "before", 1)
+    await turn.say("half way")
+
+    async def needs_gate() -> int:
+        note(turn, "begun", "middle")
+        if not (FOLDER / f"gate-{name}").exists():
+            raise OSError("the gate is shut")
+        return 1
+
+    return await work(turn, "after", before + await turn.step("middle", needs_gate))
+
+
 @agent("noop")
 async def noop(turn: Turn, n: int) -> int:
     note(turn, "ran", place=n)

@@ -158,6 +158,24 @@ def test_an_agent_that_misbehaves_fails_its_turn_and_neither_its_worker_nor_the_
     assert worker.alive
 
 
+def test_a_failed_turn_is_retried_from_its_last_step(fleet: Fleet, client: Client, worker: Process) -> None:
+    failed = client.wait(client.submit("breakable", "mended"), status="failed")
+    assert failed["error"]["step"] == "middle"
+    steps = client.get(f"/v1/turns/{failed['id']}/steps")["data"]
+    assert [(step["name"], step["status"], step["result"]) for step in steps] == [
+        ("before", "completed", 2),
+        ("middle", "failed", None),
+    ]
+
+    fleet.open_gate("mended")
+    retry = client.request("POST", f"/v1/turns/{failed['id']}/retry").json()
+    done = client.wait(retry)
+
+    assert (done["output"], done["retry_of"]) == (6, failed["id"])
+    ran = [(effect.step, effect.turn) for effect in fleet.effects(failed, retry, what="begun")]
+    assert ran == [("before", failed["id"]), ("middle", failed["id"]), ("middle", done["id"]), ("after", done["id"])]
+
+
 def test_a_sleeping_turn_survives_the_death_of_all_workers(fleet: Fleet, client: Client, worker: Process) -> None:
     turn = client.submit("sleeper", 2)
     client.wait(turn, status="waiting")

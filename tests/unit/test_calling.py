@@ -173,6 +173,26 @@ def test_a_turn_that_leaves_right_before_an_irreversible_call_says_that_it_was_n
     assert (call.status, call.epoch) == (CallStatus.DONE, 2)
 
 
+def test_a_call_that_runs_on_while_its_worker_is_stopped_is_not_made_by_another() -> None:
+    outer = Outer()
+
+    async def was_sent(call: ToolCall) -> Done[str] | Absent:
+        return Done("sent") if outer.letters else Absent()
+
+    @tool(effect="irreversible", timeout=SHORT, reconcile=was_sent)
+    async def send(call: ToolCall) -> str:
+        await asyncio.sleep(0.02)
+        outer.letters.append(call.key)
+        return "sent"
+
+    @agent("busy")
+    async def busy(turn: Turn, _: Any) -> list[str]:
+        return await turn.gather(send(), turn.step("other", str, 1))
+
+    result = run(busy, None, pause_at="before step.completed 0.1/other")
+    assert (result.output, len(outer.letters)) == (["sent", "1"], 1)
+
+
 def test_torture_finds_nothing_and_watches_irreversible_tools_by_itself() -> None:
     def scenario(*, lying: bool = False) -> Scenario:
         outer, mail = Outer(), Effects()
@@ -324,6 +344,38 @@ def test_arguments_for_which_nothing_is_recorded_yet_may_not_change_at_the_place
         assert "bring the code between its steps back" in result.error["message"]
         assert len(outer.letters) <= 1
     assert run(clerk, None, crash_at="before tool.started send").status == "succeeded"
+
+
+def test_a_turn_whose_calls_diverge_fails_whatever_its_agent_makes_of_that() -> None:
+    @tool(effect="write")
+    async def note(text: str) -> str:
+        return text
+
+    @agent("stubborn")
+    async def stubborn(turn: Turn, _: Any) -> str:
+        try:
+            return await note(f"attempt {turn.attempt}")
+        except BaseException:  # as nobody should
+            return "nothing happened"
+
+    result = run(stubborn, None, crash_at="after step.completed note")
+    assert result.error is not None
+    assert (result.error["code"], result.error["step"]) == ("diverged", "note")
+    assert [event.kind for event in result.events][-2:] == ["turn.diverged", "turn.failed"]
+
+
+def test_a_read_whose_arguments_have_changed_keeps_its_record_as_any_step_does() -> None:
+    @tool(effect="read")
+    async def look(text: str) -> str:
+        return text
+
+    @agent("looking")
+    async def looking(turn: Turn, _: Any) -> str:
+        return await look(f"attempt {turn.attempt}")
+
+    result = run(looking, None, crash_at="after step.completed look")
+    assert result.output == "attempt 1"
+    assert "turn.diverged" in [event.kind for event in result.events]
 
 
 def diverging(outer: Outer, text: Callable[[Turn], str]) -> Agent[Any, str]:
@@ -538,7 +590,7 @@ def test_an_irreversible_call_goes_on_when_its_turn_is_cancelled() -> None:
     @tool(effect="irreversible")
     async def send() -> str:
         await asyncio.sleep(0.02)
-        letters.append("sent")
+        letters.append("sent" if not cancelled() else "given up")
         return "sent"
 
     @agent("impatient")

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshift import InvalidInput
+from longshift import InvalidInput, Verdict
 from longshift.agents.research import NO_ANSWER, Question, Report, markdown, plan, research
 from longshift.agents.text import LONGEST, decode, passage_spans, sentence_spans
 from longshift.testing import crash_points, run
+from tests.support.http_servers import Running, running
+from tests.support.web import Web
 
 LEASES = """# Leases
 
@@ -176,7 +178,115 @@ def test_real_documents_are_told_apart(question: str, source: str) -> None:
     assert report.citations[0].source == source
 
 
+@pytest.fixture
+def web() -> Web:
+    return Web()
+
+
+@pytest.fixture
+def site(web: Web, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setenv("LONGSHIFT_FETCH_ALLOW", "127.0.0.1")
+    with running(lambda: web.app) as site:
+        yield site
+
+
+def test_a_page_is_a_source_and_what_was_read_of_it_is_kept(web: Web, site: Running) -> None:
+    page = "<title>Leases</title><script>x</script><p>A lease is the right to run a session.</p>"
+    web.pages["/leases"] = 200, {"content-type": "text/html"}, page.encode()
+    asked = {"question": "What is a lease?", "sources": [{"url": f"{site.url}/leases", "name": "manual"}, SOURCES[0]]}
+    result = run(research, asked)
+    assert result.output.citations[0].source == "manual"
+    assert result.output.answer.startswith("A lease is the right")
+    assert result.artifacts["source.txt"] == b"Leases\n\nA lease is the right to run a session."
+
+
+def test_a_page_is_fetched_again_only_if_it_was_not_recorded(web: Web, site: Running) -> None:
+    web.pages["/"] = 200, {"content-type": "text/plain; charset=utf-8"}, LEASES.encode()
+    asked = {"question": "What is a lease?", "sources": [{"url": site.url}]}
+    undisturbed = run(research, asked).output.citations
+    assert undisturbed[0].source == site.url
+    for point in crash_points(research, asked):
+        before = len(web.asked)
+        result = run(research, asked, crash_after=point)
+        assert result.output.citations == undisturbed
+        assert len(web.asked) - before == 1
+
+
+def test_a_page_that_is_away_for_a_moment_is_asked_again(web: Web, site: Running) -> None:
+    web.pages["/"] = [(503, {"retry-after": "60"}, b""), (200, {"content-type": "text/plain"}, LEASES.encode())]
+    assert run(research, {"question": "What is a lease?", "sources": [{"url": site.url}]}).output.citations
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/missing", "source 'manual' cannot be fetched: it answered with HTTP 404"),
+        ("/picture", "source 'manual' cannot be fetched: it is of type 'image/png', not text"),
+        ("/empty", "source 'manual' is empty"),
+    ],
+)
+def test_a_page_that_is_no_source_is_named_with_what_to_do(path: str, complaint: str, web: Web, site: Running) -> None:
+    web.pages |= {"/picture": (200, {"content-type": "image/png"}, b""), "/empty": (200, {}, b"")}
+    error = run(research, {"question": "What?", "sources": [{"url": site.url + path, "name": "manual"}]}).error
+    assert error is not None
+    assert complaint in error["message"]
+
+
+def test_no_page_of_the_inside_is_a_source(web: Web, site: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LONGSHIFT_FETCH_ALLOW")
+    result = run(research, {"question": "What?", "sources": [{"url": site.url}]})
+    assert result.error is not None
+    assert f"source '{site.url}' cannot be fetched: 127.0.0.1 is 127.0.0.1, which is not on" in result.error["message"]
+    assert (web.asked, result.calls["download"]) == ([], 1)
+
+
+def published(site: Running) -> dict[str, Any]:
+    return {"question": "What is a lease?", "sources": SOURCES, "publish": {"webhook": f"{site.url}/hook"}}
+
+
+def test_a_report_is_published_once_whatever_crashes(web: Web, site: Running) -> None:
+    web.pages["/hook"] = 204, {}, b""
+    result = run(research, published(site))
+    assert result.output.publication is not None
+    assert result.output.publication.status == "delivered"
+    ((method, _, _, body),) = web.asked
+    assert (method, body["answer"]) == ("POST", result.output.answer)
+    assert body["report"] == result.artifacts["report.md"].decode()
+    web.asked.clear()
+    run(research, published(site), crash_at="before ledger.end publish")
+    assert [method for method, _, _, _ in web.asked] == ["POST", "POST"]
+    assert len({headers["idempotency-key"] for _, _, headers, _ in web.asked}) == 1
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_report_is_published_if_somebody_agrees(granted: bool, web: Web, site: Running) -> None:
+    web.pages["/hook"] = 204, {}, b""
+    asked = published(site)
+    asked["publish"]["approval"] = True
+    report = run(research, asked, approve={"publish": Verdict(granted=granted, comment="as I said")}).output
+    assert report.publication is not None
+    assert (report.publication.status, len(web.asked)) == (("delivered", 1) if granted else ("declined", 0))
+
+
+def test_a_report_that_cannot_be_published_is_still_there(web: Web, site: Running) -> None:
+    web.pages["/hook"] = 403, {}, b""
+    report = run(research, published(site)).output
+    assert report.citations
+    assert report.publication is not None
+    assert (report.publication.status, "HTTP 403" in report.publication.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://a.example", "http://", "https://me:hush@a.example/", "a.example", "http://a b"]
+)
+def test_an_address_that_is_none_is_refused_before_it_starts(url: str) -> None:
+    with pytest.raises(InvalidInput):
+        run(research, {"question": "What?", "sources": [{"url": url}]})
+    with pytest.raises(InvalidInput):
+        run(research, {"question": "What?", "sources": SOURCES, "publish": {"webhook": url}})
+
+
 def test_its_schema_tells_clients_what_to_send() -> None:
     schema = research.describe().input_schema
-    assert set(schema["properties"]) == {"question", "sources", "max_quotes"}
+    assert set(schema["properties"]) == {"question", "sources", "max_quotes", "publish"}
     assert Question.model_validate(schema["examples"][0]).max_quotes == 5

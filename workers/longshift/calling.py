@@ -13,6 +13,7 @@ turn and its lease meanwhile, it runs to its end, and its outcome is recorded.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from longshift.errors import Diverged, NotDone, OutcomeUnknown, Unavailable
+from longshift.contract import Verdict
+from longshift.errors import Diverged, NotDone, OutcomeUnknown, TurnEvicted, Unavailable
 from longshift.events import Kind, encode, storable
 from longshift.model import CallOutcome, CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, show_id
 from longshift.place import StepRun, running_step, step_place
@@ -38,9 +40,14 @@ ERROR_TEXT = 2000
 INLINE = 32 * 1024
 """Bytes of a result that stand in the ledger itself; a larger one becomes an artifact."""
 PATIENCE = 2
-"""So many times the time-to-live of a lease a turn waits for what becomes of somebody else's call."""
-LOOKS = 20
-"""How often it looks within one time-to-live."""
+"""So many times the time-to-live of a lease a turn waits for somebody else to say how a call has ended."""
+FIRST_PAUSE = 1 / 20
+"""Of that time-to-live: until it looks again."""
+SLOWER = 1.5
+"""So many times longer is the next pause, up to that time-to-live."""
+
+
+GRANTED = Verdict(granted=True)
 
 
 class TooLate(Exception):
@@ -55,6 +62,7 @@ class Try:
         row: the call as the ledger has it.
         begun: how often it was started.
         made: the tool's own code has begun to run.
+        wanted: somebody waits for it; what has not been called by then will not be.
     """
 
     step: StepDefinition
@@ -65,6 +73,7 @@ class Try:
     row: NewCall
     begun: int = 0
     made: bool = False
+    wanted: bool = True
     announced: bool = False  # by tool.started
 
     @property
@@ -95,6 +104,16 @@ class Caller:
         """What the record of the step at ``key`` says of its call."""
         return self._facts.pop(key, {})
 
+    async def approved(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verdict:
+        """Whether the call may be made; somebody is asked, now or in an earlier attempt, if the tool wants that."""
+        if step.tool is None or step.tool.approval is None:
+            return GRANTED
+        wanted, name = step.tool.approval, step.tool.name
+        shown = json.loads(canonical(step.arguments(tuple(args), kwargs), tool=name))
+        return await self.execution.awaiting.approve(
+            name, shown, timeout=wanted.timeout, stops_deadline=wanted.stops_deadline
+        )
+
     async def attempt(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """One try, or what stands in the ledger instead.
 
@@ -106,7 +125,11 @@ class Caller:
         self._facts[trial.run.key] = {"call": trial.name}
         underway = self.execution.port.underway
         if trial.spec.effect is Effect.IRREVERSIBLE:
-            return await underway.keep(self._irreversible(trial), name=f"tool-{trial.name}")
+            try:
+                return await underway.keep(self._irreversible(trial), name=f"tool-{trial.name}")
+            except asyncio.CancelledError:
+                trial.wanted = False
+                raise
         async with underway.alone(trial.row.id):
             return await self._repeatable(trial)
 
@@ -193,7 +216,7 @@ class Caller:
         execution = self.execution
 
         def check() -> None:
-            execution.check()
+            self._check(trial)
             if not execution.port.may_call(since=since):
                 raise TooLate
 
@@ -219,6 +242,11 @@ class Caller:
             if not trial.made:
                 await self._end(trial, CallStatus.FAILED, error=NotDone(f"it was not called: {_text(error)}"))
             raise
+
+    def _check(self, trial: Try) -> None:
+        self.execution.check()
+        if not trial.wanted:
+            raise TurnEvicted("the branch that wanted this call was cancelled")
 
     async def _broken(self, trial: Try, error: BaseException) -> Any:
         """The call was made and ended badly: is it done, or certainly not?"""
@@ -257,26 +285,30 @@ class Caller:
     # -- a call that somebody has started before
 
     async def _found(self, trial: Try, record: ToolCallRecord) -> _Value | _Again:
-        """What stands in the ledger, if it says how the call ended; else what can be found out about it."""
+        """What stands in the ledger, if it says how the call ended; else what can be found out about it.
+
+        A call that is absent may be made as soon as it is proven that who started it will not make it any more; that is so
+        at the latest when its time is over. Without such an answer only the starter itself can say more, if it lives.
+        """
         port = self.execution.port
-        give_up = port.clock.now() + PATIENCE * port.lease_ttl
+        give_up, pause = port.clock.now() + PATIENCE * port.lease_ttl, self._pause
         while record.status in (CallStatus.STARTED, CallStatus.UNKNOWN):
             trial.begun = record.attempts
             asked = await self._ask(trial)
             if isinstance(asked, Done):
                 return _Value(await self._done(trial, trial.step.encode(asked.result)))
             gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
-            if gone and isinstance(asked, Absent):
+            if isinstance(asked, Absent) and gone:
                 return _Again(over=record.epoch)
-            hopeless = gone or record.status is CallStatus.UNKNOWN  # who started it will not say more than it has said
-            if (hopeless and isinstance(asked, Unknown)) or port.clock.now() >= give_up:
-                if record.status is CallStatus.UNKNOWN:
+            if isinstance(asked, Unknown):
+                if record.status is CallStatus.UNKNOWN:  # its starter has said all that it will
                     break
-                reason = asked.reason if isinstance(asked, Unknown) else "it is absent, but may still be under way"
-                doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
-                return _Value(await self._doubtful(trial, doubt, reason=reason, epoch=record.epoch))
-            await port.back_off(self._pause)
-            self.execution.check()
+                if gone or port.clock.now() >= give_up:
+                    doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
+                    return _Value(await self._doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
+            await port.back_off(pause)
+            pause = min(SLOWER * pause, port.lease_ttl.total_seconds())
+            self._check(trial)
             record = await port.look_up_call(trial.row.id) or record
         if record.status is CallStatus.FAILED:
             return _Again(over=None)
@@ -346,7 +378,7 @@ class Caller:
 
     @property
     def _pause(self) -> float:
-        return self.execution.port.lease_ttl.total_seconds() / LOOKS
+        return self.execution.port.lease_ttl.total_seconds() * FIRST_PAUSE
 
 
 class Doubt(Exception):

@@ -63,6 +63,11 @@ class Config(BaseSettings):
     wards: int = Field(4, ge=1, description="child processes of a worker, at most, for turns that may have crashed one")
     process: UUID | None = Field(None, description="given by a supervisor to the process that it starts")
 
+    fetch_allow: Names = Field(
+        (),
+        description="hosts and networks that agents may fetch from although they are not public, comma-separated",
+    )
+
     # time limits of the protocol (design: liveness belongs to the worker)
     heartbeat: Seconds = timedelta(seconds=1)
     lease_ttl: Seconds = Field(timedelta(seconds=15), description="a worker silent for this long is declared dead")
@@ -86,7 +91,7 @@ class Config(BaseSettings):
     max_event: int = Field(1024 * 1024, description="payload bytes of one event; larger values belong in artifacts")
     pool_size: int = Field(8, ge=2, description="Postgres connections of one process, the liveness connection apart")
 
-    @field_validator("agents", "queues", mode="before")
+    @field_validator("agents", "queues", "fetch_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -98,6 +98,8 @@ class Scope:
     strangers: int = 0
     is_task: bool = False  # not a branch of ``turn.gather``
     counted: bool = False  # among the branches that must wait before the turn leaves
+    parent: Scope | None = None  # where it was forked
+    calls: int = 0  # that a framework makes for it side by side: meanwhile it waits for them, and they count instead
     # Within a branch of ``turn.race``: ends of waits, recorded with what the branch does next, or with its victory. If it
     # loses first, they are forgotten: what came is still there for others. None elsewhere: they are recorded at once.
     late: list[NewEvent] | None = None
@@ -134,7 +136,8 @@ class Scope:
         return Scope(path=f"{key}/", now=self.now, seed=self.seed)
 
     def _fork(self, mark: str, *, owner: object | None = None, is_task: bool = False) -> Scope:
-        return Scope(path=f"{self.path}{mark}/", now=self.now, seed=self.seed, owner=owner, is_task=is_task)
+        path = f"{self.path}{mark}/"
+        return Scope(path=path, now=self.now, seed=self.seed, owner=owner, is_task=is_task, parent=self)
 
 
 class Replay:

@@ -23,7 +23,7 @@ _SECRET_NAME = re.compile(r"(?:^|_)(?:api_?key|authorization|password|passwd|sec
 _SECRET_FORM = re.compile(
     r"(?P<user>://[^\s/:@]*:)[^\s@]+(?=@)|\blsk_[\w-]{8,}|(?P<bearer>\bBearer\s+)\S+", re.IGNORECASE
 )
-_QUIET = ("alembic", "botocore", "httpcore", "httpx", "uvicorn", "uvicorn.error")
+_QUIET = ("alembic", "botocore", "httpcore", "httpx", "httpx2", "mcp", "uvicorn", "uvicorn.error")
 """Libraries whose everyday messages say nothing about the fleet."""
 
 

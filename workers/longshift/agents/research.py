@@ -1,21 +1,38 @@
 """A research agent: a question and documents in, a short answer and a report with quotations out.
 
 It is extractive: it ranks passages by full text and quotes the sentences that answer best. Every quotation is a
-verbatim piece of its source; nothing is invented.
+verbatim piece of its source; nothing is invented. What is fetched is kept, so that a quotation can be looked up even when
+the page has changed.
 
-    ingest (each source in a branch of its own) -> plan -> search -> read -> write
+    download, ingest (each source in a branch of its own) -> plan -> search -> read -> write -> publish
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from longshift import Artifact, Passage, Retry, Turn, Unavailable, agent, emit, step
+from longshift import (
+    Artifact,
+    InvalidInput,
+    Passage,
+    Retry,
+    StepFailed,
+    ToolCall,
+    Turn,
+    Unavailable,
+    agent,
+    emit,
+    step,
+    tool,
+)
+from longshift.agents.html import decoded, page_text
 from longshift.agents.text import (
     decode,
     keywords,
@@ -27,12 +44,20 @@ from longshift.agents.text import (
     stem,
     word_runs,
 )
+from longshift.config import load
+from longshift.fetching import Failed, Guard, fetch, post
+from longshift.model import Json
 
 PER_QUERY = 12  # passages that each query contributes
 FUSION = 60  # the constant of reciprocal rank fusion: Cormack, Clarke, Buettcher, SIGIR 2009
 NO_ANSWER = "The sources do not answer this question."
 
+LASTING = Retry(attempts=5, first=timedelta(seconds=1), longest=timedelta(minutes=2), on=(Unavailable,))
+"""For other people's servers, which may be away for a while."""
+
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Url = Annotated[str, StringConstraints(max_length=2000, pattern=r"^https?://[^\s/?#@]+([/?#]\S*)?$")]
+"""Of the web, without credentials; whether it may be asked is found out when it is."""
 
 
 class Stored(BaseModel, extra="forbid"):
@@ -57,12 +82,31 @@ class Inline(BaseModel, extra="forbid"):
         return self.name
 
 
+class Linked(BaseModel, extra="forbid"):
+    """A page or a text on the public web."""
+
+    url: Url
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name or self.url
+
+
+class Publish(BaseModel, extra="forbid"):
+    """Where the report goes: a webhook that takes JSON and an ``Idempotency-Key``; and whether somebody must agree first."""
+
+    webhook: Url
+    approval: bool = False
+
+
 class Question(BaseModel):
     """What to find out, and where to look."""
 
     question: Annotated[Text, StringConstraints(max_length=2000)]
-    sources: list[Stored | Inline] = Field(min_length=1, max_length=50)
+    sources: list[Stored | Inline | Linked] = Field(min_length=1, max_length=50)
     max_quotes: int = Field(5, ge=1, le=20)
+    publish: Publish | None = None
 
     model_config = ConfigDict(
         extra="forbid",
@@ -82,12 +126,20 @@ class Citation(BaseModel):
     passage: int
 
 
+class Publication(BaseModel):
+    """What became of the report at the webhook, and why."""
+
+    status: Literal["delivered", "declined", "failed"]
+    reason: str = ""
+
+
 class Report(BaseModel):
     """The answer in a few sentences of the sources, what they are, and the report as Markdown."""
 
     answer: str
     citations: list[Citation]
     report: Artifact
+    publication: Publication | None = None
 
 
 class Ingested(BaseModel):
@@ -99,15 +151,54 @@ class Ingested(BaseModel):
     characters: int
 
 
-@agent("research", version="1")
+@agent(
+    "research", version="1"
+)  # sources and reports of other kinds came later: without them the steps are those of old
 async def research(turn: Turn, question: Question) -> Report:
     """Answers a question from documents, by quotation."""
-    sources = await turn.gather(*(ingest(turn, source) for source in question.sources))
+    sources = await turn.gather(*(take(turn, source) for source in question.sources))
     queries = await plan(question.question)
     passages = await search(turn, queries, sources)
     citations = await read(question.question, passages, sources, limit=question.max_quotes)
     report = await write(turn, question.question, sources, citations)
-    return Report(answer=answer(citations), citations=citations, report=report)
+    done = Report(answer=answer(citations), citations=citations, report=report)
+    if question.publish is not None:
+        done.publication = await publication(turn, question.publish, question.question, done)
+    return done
+
+
+async def take(turn: Turn, source: Stored | Inline | Linked) -> Ingested:
+    """Make one source searchable, fetching it first if it is elsewhere."""
+    return await ingest(turn, await download(turn, source) if isinstance(source, Linked) else source)
+
+
+@step(retry=LASTING, timeout=timedelta(minutes=3))
+async def download(turn: Turn, source: Linked) -> Stored:
+    """Fetch a page and keep its text.
+
+    Raises:
+        InvalidInput: it cannot be fetched; the message names it and says what to do.
+        Failed: it could not be fetched now.
+    """
+    emit(f"fetching {source.label}\n")
+    try:
+        page = await fetch(source.url, guard=Guard(load().fetch_allow))
+    except (InvalidInput, Failed) as error:
+        raise _about(source, error) from error
+    is_html = "html" in page.content_type or page.body[:200].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    text = await asyncio.to_thread(decoded, page.body, charset=page.charset, is_html=is_html)
+    if is_html:
+        text = await asyncio.to_thread(page_text, text)
+    kept = await turn.artifact("source.txt", text)
+    return Stored(artifact=kept.id, name=source.label[:200])
+
+
+def _about(source: Linked, error: InvalidInput | Failed) -> InvalidInput | Failed:
+    """``error``, naming the source."""
+    told = type(error)(f"source {source.label!r} cannot be fetched: {error}")
+    if isinstance(error, Failed) and isinstance(told, Failed):
+        told.retry_after = error.retry_after
+    return told
 
 
 @step(retry=Retry(attempts=4, on=(Unavailable,)))
@@ -181,6 +272,34 @@ async def write(turn: Turn, question: str, sources: list[Ingested], citations: l
     """The report, kept as an artifact."""
     report = markdown(question, sources, citations)
     return await turn.artifact("report.md", report, content_type="text/markdown; charset=utf-8")
+
+
+async def publication(turn: Turn, where: Publish, question: str, report: Report) -> Publication:
+    """Publish the report, if whoever is asked agrees; that it cannot be is told in it, for the work is done."""
+    if where.approval:
+        verdict = await turn.approval(
+            "publish", show={"question": question, **report.model_dump(exclude={"publication"})}
+        )
+        if not verdict.granted:
+            return Publication(status="declined", reason=verdict.comment or "")
+    text = (await turn.read(report.report)).decode()
+    content: dict[str, Json] = {"turn_id": turn.id, "question": question, "answer": report.answer, "report": text}
+    try:
+        await publish(where.webhook, content)
+    except StepFailed as error:
+        return Publication(status="failed", reason=error.error_message)
+    return Publication(status="delivered")
+
+
+@tool(effect="write", retry=LASTING, timeout=timedelta(minutes=1))
+async def publish(call: ToolCall, webhook: str, content: dict[str, Json]) -> None:
+    """Post a report to a webhook.
+
+    Not irreversible: it is sent again if nobody knows whether it arrived, each time with the same ``Idempotency-Key``, for
+    webhooks are delivered at least once everywhere, and a report that never arrives is worse than one that is known by its
+    key to have come before.
+    """
+    await post(webhook, content, key=call.key, guard=Guard(load().fetch_allow))
 
 
 def answer(citations: Sequence[Citation]) -> str:

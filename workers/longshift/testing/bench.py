@@ -98,7 +98,13 @@ class RehearsedSteps(Stepper):
             fake = visible(fake if callable(fake) else _giving(fake))
         if isinstance(fake, Exception):
             raise fake
-        return await super().once(replace(step, function=fake), args, kwargs) if callable(fake) else fake
+        if not callable(fake):
+            return fake
+        rehearsal.outside.in_tools += step.tool is not None
+        try:
+            return await super().once(replace(step, function=fake), args, kwargs)
+        finally:
+            rehearsal.outside.in_tools -= step.tool is not None
 
     def called(self, step: StepDefinition) -> None:
         outside = self._rehearsal.outside
@@ -225,11 +231,11 @@ class Attempt:
                 return Left(waits.until, waits.stops_clock, execution.awaiting.missing)
             due = time.next_due
             if quiet and not execution.busy:
-                if post.answer():
+                if self._world.answer():
                     await execution.awaiting.look()
                 elif due is not None:
                     time.jump(due)
-            quiet = await self._quiet(None if due is None and not post.asked else QUIET)
+            quiet = await self._quiet(None if due is None and not (post.asked or self._world.doubts) else QUIET)
             await self.outside.running()
         return None
 
@@ -253,7 +259,7 @@ class Attempt:
         world, until = self._world, waits.until
         record, time = world.record, world.time
         await self.outside.write(left(record, waits=True, until=until))
-        if world.post.answer():
+        if world.answer():
             return None
         if waits.stops_clock and until is not None:
             world.record = replace(record, deadline=record.deadline + max(timedelta(0), until - time.clock.now()))

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from longshift.errors import Conflict, NotFound
+from longshift.events import encode
 from longshift.model import (
     CallOutcome,
     CallStatus,
@@ -58,8 +59,9 @@ class Ledger:
             raise NotFound(f"there is no tool call {show_id(Prefix.CALL, call_id)}")
         if row.status is not CallStatus.UNKNOWN:
             raise Conflict(f"tool call {show_id(Prefix.CALL, call_id)} is not in doubt: it is {row.status}")
-        told = {"result": result, "note": note, "settled_at": now, "ended_at": now}
-        self._rows[call_id] = replace(row, status=SETTLED_AS[outcome], **told)
+        kept = json.loads(encode(result)) if outcome is Settlement.DONE else None
+        row = replace(row, status=SETTLED_AS[outcome], result=kept, note=note)
+        self._rows[call_id] = replace(row, settled_at=now, ended_at=now)
 
     # -- for those who hold a lease, which is theirs to check
 

@@ -18,7 +18,7 @@ from longshift.config import Config
 from longshift.contract import Artifact, Cause, CauseKind, Found, Look, NewChild, Passage, Question
 from longshift.errors import ControlFlow, LeaseLost, NotFound, UsageError
 from longshift.events import NewEvent
-from longshift.model import CallOutcome, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
+from longshift.model import CallOutcome, CallStatus, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
 from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
 from longshift.underway import UnderWay
@@ -58,6 +58,8 @@ class Outside:
         self._running.set()
         self._threads = threads
         self.underway = UnderWay(self.clock)
+        self.in_tools = 0  # calls whose code is running; it runs on while the worker is stopped
+        world.workers[epoch] = self
 
     # -- faults
 
@@ -70,6 +72,9 @@ class Outside:
         """The same; the dead do not return."""
         await self.running()
         if self.dead:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # its clean-up shall not wait for ever once more
+                raise asyncio.CancelledError
             await asyncio.get_running_loop().create_future()
 
     def resume(self) -> None:
@@ -79,7 +84,6 @@ class Outside:
         match self.world.reach(point):
             case Fault.CRASH:
                 self.dead = True
-                self.world.dead.add(self.epoch)
                 raise Crashed
             case Fault.PAUSE:
                 self._running.clear()
@@ -157,7 +161,11 @@ class Outside:
 
     async def starter_gone(self, call_id: UUID, *, epoch: int) -> bool:
         await self.awake()
-        dead = epoch in self.world.dead
+        starter = self.world.workers.get(epoch)
+        dead = starter is not None and starter.dead
+        if starter is not None and starter.in_tools and not dead:  # this clock jumps, that code takes the time it takes
+            await asyncio.sleep(0)
+            return False
         return self.world.ledger.starter_gone(
             call_id, epoch=epoch, dead=dead, lease_ttl=self.lease_ttl, now=self.clock.now()
         )
@@ -210,6 +218,10 @@ class Outside:
                     {"reason": "answer", **said.model_dump()} if said is not None and not said.timed_out else TIMED_OUT
                 )
                 return [Found(cause, cause.id, told)]
+            case CauseKind.CALL if cause.id is not None:
+                call = self.world.ledger.find(cause.id)
+                if call is not None and call.status not in (CallStatus.STARTED, CallStatus.UNKNOWN):
+                    return [Found(cause, cause.id, _ended(call))]
             case CauseKind.CHILD if cause.id in post.children:
                 return [Found(cause, cause.id, post.children[cause.id])]
         return []
@@ -270,6 +282,18 @@ class Outside:
             if (sources is None or source in sources) and (score := _score(words, text)) > 0
         ]
         return sorted(found, key=lambda p: (-p.score, p.source, p.ordinal))[:limit]
+
+
+def _ended(call: ToolCallRecord) -> Mapping[str, Json]:
+    """What a wait for the outcome of a call records of it."""
+    return {
+        "reason": "call",
+        "status": call.status.value,
+        "result": call.result,
+        "error": call.error,
+        "artifact": call.artifact_id.hex if call.artifact_id is not None else None,
+        "note": call.note,
+    }
 
 
 _WORD = re.compile(r"\w+")

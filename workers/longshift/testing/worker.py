@@ -27,7 +27,9 @@ from longshift.errors import LongshiftError
 from longshift.events import NewEvent
 from longshift.journal import Journal
 from longshift.lease import Lease
-from longshift.testing.points import Names, check_point
+from longshift.ledger import Ledger
+from longshift.model import CallOutcome, NewCall, ToolCallRecord
+from longshift.testing.points import Names, call_name, check_point
 from longshift.worker import Worker
 
 
@@ -65,6 +67,34 @@ class CrashingJournal(Journal):
             _die()
 
 
+class CrashingLedger(Ledger):
+    """A ledger of tool calls whose process dies before or after one of its records."""
+
+    def __init__(self, *args: Any, crash_at: str | None = None) -> None:
+        super().__init__(*args)
+        self._crash_at = crash_at
+
+    async def begin(self, lease: Lease, call: NewCall, *, over: int | None = None) -> int | ToolCallRecord:
+        name = call_name("begin", call.place)
+        self._reach(f"before {name}")
+        begun = await super().begin(lease, call, over=over)
+        self._reach(f"after {name}")
+        return begun
+
+    async def end(
+        self, lease: Lease, call: NewCall, outcome: CallOutcome, *, epoch: int | None = None
+    ) -> ToolCallRecord | None:
+        name = call_name("end", call.place)
+        self._reach(f"before {name}")
+        standing = await super().end(lease, call, outcome, epoch=epoch)
+        self._reach(f"after {name}")
+        return standing
+
+    def _reach(self, point: str) -> None:
+        if point == self._crash_at:
+            _die()
+
+
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -83,10 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load()
         sys.path.insert(0, str(Path.cwd()))  # as `longshift worker` does
         journal = partial(CrashingJournal, crash_at=given.crash_at, crash_after=given.crash_after)
+        ledger = partial(CrashingLedger, crash_at=given.crash_at)
         app = fleet.create_app(
             redis_url=config.require("redis_url"),
             queues=config.queues,
-            runtime=Worker(config, load_agents(config.agents), journal=journal),
+            runtime=Worker(config, load_agents(config.agents), journal=journal, ledger=ledger),
             connect_timeout=config.connect_timeout.total_seconds(),
         )
         return fleet.run(app)
