@@ -447,6 +447,29 @@ def test_a_retry_asks_again_what_nobody_had_answered_when_its_turn_ended() -> No
     assert len(set(asked)) == 2, "the first one was closed with its turn"
 
 
+def test_a_retry_retries_the_children_that_failed_and_no_others() -> None:
+    @agent("family")
+    async def family(turn: Turn, _: None) -> list[Any]:
+        good, bad = [await turn.spawn(name, name) for name in ("good", "bad")]
+        return [await good, await bad]
+
+    def runs(name: str, counts: list[str], result: Any) -> Any:
+        def fake(_: Any) -> Any:
+            counts.append(name)
+            return result
+
+        return fake
+
+    log: list[Any] = []
+    ran: list[str] = []
+    failed = run(family, None, log=log, fake={"good": runs("good", ran, 1), "bad": runs("bad", ran, ValueError("no"))})
+    fakes: dict[Any, Any] = {"good": runs("good", ran, 1), "bad": runs("bad", ran, 2)}
+    result = run(family, None, log=log, retry=failed, fake=fakes)
+
+    assert (failed.status, result.output) == (TurnStatus.FAILED, [1, 2])
+    assert ran == ["good", "bad", "bad"]
+
+
 def test_a_retry_does_not_wait_again_where_the_agent_went_on_without() -> None:
     @agent("patient")
     async def patient(turn: Turn, _: None) -> str:

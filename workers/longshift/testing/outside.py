@@ -234,12 +234,15 @@ class Outside:
         await self._fenced("end of an approval")
         self.world.post.close(approvals)
 
-    async def spawn(self, child: NewChild) -> None:
+    async def spawn(self, child: NewChild) -> UUID:
         await self._fenced(f"child {child.agent}")
+        if child.instead_of is not None and self.world.has_succeeded(child.instead_of):
+            return child.instead_of
         if child.id not in self.world.post.children:
             ended = await self.run_child(child)
             await self._fenced(f"child {child.agent}")
             self.world.post.children[child.id] = ended
+        return child.id
 
     async def _fenced(self, what: str) -> None:
         """As the lease decides it in Postgres."""
