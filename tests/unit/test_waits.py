@@ -77,6 +77,15 @@ def test_a_turn_that_nobody_signals_expires() -> None:
     assert "nothing brought signal news" in str(result.error)
 
 
+def test_it_expires_too_where_only_its_tasks_wait() -> None:
+    @agent("tasks")
+    async def tasks(turn: Turn, _: None) -> list[Any]:
+        return list(await asyncio.gather(turn.wait_for("news"), turn.approval("go")))
+
+    assert run(tasks, None, signals={"news": [1]}, approve={"go": True}).output[0] == 1
+    assert run(tasks, None).status is TurnStatus.EXPIRED
+
+
 def test_a_payload_is_read_as_the_type_that_is_asked_for() -> None:
     @agent("typed")
     async def typed(turn: Turn, _: None) -> int:
