@@ -33,12 +33,13 @@ from longshift.errors import (
     WaitTimeout,
 )
 from longshift.steps import Retry
-from longshift.tools import Absent, Done, Tool, ToolCall, Unknown, tool
+from longshift.tools import Absent, Approval, Done, Tool, ToolCall, Unknown, tool
 from longshift.turn import Child, State, Turn, cancelled, emit
 
 __all__ = [
     "Absent",
     "Agent",
+    "Approval",
     "Artifact",
     "ArtifactCorrupt",
     "Child",

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from longshift.contract import Cause, CauseKind, Found, NewChild, Question
+from longshift.contract import Cause, CauseKind, Found, NewChild, Question, Verdict
 from longshift.errors import UsageError
 from longshift.events import Kind, NewEvent, encode
 from longshift.model import Json, Prefix, new_id, parse_id, show_id
@@ -162,6 +162,16 @@ class Awaiting:
         else:
             await self.execution.write([event])
         return json.loads(text)  # type: ignore[no-any-return]
+
+    async def approve(
+        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False
+    ) -> Verdict:
+        """Ask somebody whether to go on; ``shown`` is JSON."""
+        facts = {"approval": name, "id": new_approval(), "show": shown}
+        ended = await self.wait(Wait("$approval", facts, timeout, stops_deadline))
+        if ended["reason"] == TIMEOUT:
+            return Verdict(granted=False, timed_out=True)
+        return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])
 
     # -- looking
 

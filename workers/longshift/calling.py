@@ -13,6 +13,7 @@ turn and its lease meanwhile, it runs to its end, and its outcome is recorded.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from longshift.errors import Diverged, NotDone, OutcomeUnknown, Unavailable
+from longshift.contract import Verdict
+from longshift.errors import Diverged, NotDone, OutcomeUnknown, TurnEvicted, Unavailable
 from longshift.events import Kind, encode, storable
 from longshift.model import CallOutcome, CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, show_id
 from longshift.place import StepRun, running_step, step_place
@@ -45,6 +47,9 @@ SLOWER = 1.5
 """So many times longer is the next pause, up to that time-to-live."""
 
 
+GRANTED = Verdict(granted=True)
+
+
 class TooLate(Exception):
     """It is not certain any more that the lease still stands: the tool was not called."""
 
@@ -57,6 +62,7 @@ class Try:
         row: the call as the ledger has it.
         begun: how often it was started.
         made: the tool's own code has begun to run.
+        wanted: somebody waits for it; what has not been called by then will not be.
     """
 
     step: StepDefinition
@@ -67,6 +73,7 @@ class Try:
     row: NewCall
     begun: int = 0
     made: bool = False
+    wanted: bool = True
     announced: bool = False  # by tool.started
 
     @property
@@ -97,6 +104,16 @@ class Caller:
         """What the record of the step at ``key`` says of its call."""
         return self._facts.pop(key, {})
 
+    async def approved(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verdict:
+        """Whether the call may be made; somebody is asked, now or in an earlier attempt, if the tool wants that."""
+        if step.tool is None or step.tool.approval is None:
+            return GRANTED
+        wanted, name = step.tool.approval, step.tool.name
+        shown = json.loads(canonical(step.arguments(tuple(args), kwargs), tool=name))
+        return await self.execution.awaiting.approve(
+            name, shown, timeout=wanted.timeout, stops_deadline=wanted.stops_deadline
+        )
+
     async def attempt(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """One try, or what stands in the ledger instead.
 
@@ -108,7 +125,11 @@ class Caller:
         self._facts[trial.run.key] = {"call": trial.name}
         underway = self.execution.port.underway
         if trial.spec.effect is Effect.IRREVERSIBLE:
-            return await underway.keep(self._irreversible(trial), name=f"tool-{trial.name}")
+            try:
+                return await underway.keep(self._irreversible(trial), name=f"tool-{trial.name}")
+            except asyncio.CancelledError:
+                trial.wanted = False
+                raise
         async with underway.alone(trial.row.id):
             return await self._repeatable(trial)
 
@@ -195,7 +216,7 @@ class Caller:
         execution = self.execution
 
         def check() -> None:
-            execution.check()
+            self._check(trial)
             if not execution.port.may_call(since=since):
                 raise TooLate
 
@@ -221,6 +242,11 @@ class Caller:
             if not trial.made:
                 await self._end(trial, CallStatus.FAILED, error=NotDone(f"it was not called: {_text(error)}"))
             raise
+
+    def _check(self, trial: Try) -> None:
+        self.execution.check()
+        if not trial.wanted:
+            raise TurnEvicted("the branch that wanted this call was cancelled")
 
     async def _broken(self, trial: Try, error: BaseException) -> Any:
         """The call was made and ended badly: is it done, or certainly not?"""
@@ -282,7 +308,7 @@ class Caller:
                     return _Value(await self._doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
             await port.back_off(pause)
             pause = min(SLOWER * pause, port.lease_ttl.total_seconds())
-            self.execution.check()
+            self._check(trial)
             record = await port.look_up_call(trial.row.id) or record
         if record.status is CallStatus.FAILED:
             return _Again(over=None)

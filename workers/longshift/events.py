@@ -5,6 +5,7 @@ do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, wh
 
     turn.started       {attempt, agent, version, input}      a worker began (or resumed) the turn; retry_of instead of input
     step.completed     {name, digest, result, attempts, started_at, ms}   key = replay key
+                       of a tool also {call, done_at}: the call's key; when it was done, if that was by another step
     step.failed        {name, digest, error, attempts, started_at, ms}    final: the agent sees StepFailed, now and on replay
     value.recorded     {value}                               key = replay key; turn.now, turn.uuid, turn.random
     wait.begun         {until, signal | approval | child | call}    key = replay key; without any of these: a timer

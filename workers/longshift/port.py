@@ -147,7 +147,11 @@ class TurnPort:
         return await self._outside.ledger.begin(self._lease, call, over=over)
 
     async def end_call(self, call: NewCall, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
-        return await self._outside.ledger.end(self._lease, call, outcome, epoch=epoch)
+        standing = await self._outside.ledger.end(self._lease, call, outcome, epoch=epoch)
+        if standing is None and (self._lease.lost or self._lease.ended):  # whoever has it now may have given up on this
+            for session_id, queue in await self._outside.asking(tool_calls.wake, self._lease.session_id):
+                self._outside.notices.ring(session_id, queue)
+        return standing
 
     async def look_up_call(self, call_id: UUID) -> ToolCallRecord | None:
         found = await self._outside.asking(tool_calls.standing, [call_id])

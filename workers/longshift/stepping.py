@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshift.calling import Caller
+from longshift.contract import Verdict
 from longshift.errors import Diverged, InvalidInput, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
 from longshift.model import Effect, Json
@@ -60,6 +61,7 @@ class Stepper:
             return await self.once(step, args, kwargs)
         scope = self.execution.scope()
         digest = step.digest(tuple(args), kwargs)
+        verdict = await self.calls.approved(step, args, kwargs)
         call = self.execution.replay.call(scope, step.name, digest=digest)
         if call.diverged:
             await self._diverged(call, step.name, digest)
@@ -68,7 +70,18 @@ class Stepper:
                 raise self.execution.diverge(Diverged(step.name, place=call.key))
             await self.execution.breathe()
             return _replayed(scope, call, step)
+        if not verdict.granted:
+            await self._denied(step, call.key, verdict, digest=digest, scope=scope)
         return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
+
+    async def _denied(self, step: StepDefinition, key: str, verdict: Verdict, *, digest: str, scope: Scope) -> NoReturn:
+        text = (
+            "nobody approved it in time" if verdict.timed_out else f"denied: {verdict.comment or 'without a comment'}"
+        )
+        error = ToolDenied(step.name, error_type="ToolDenied", error_message=text)
+        async with self.execution.stepping():
+            await self._failed(key, step, digest, error, scope=scope)
+        raise error
 
     async def _run(
         self,

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -63,6 +63,23 @@ class Unknown:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """That somebody is asked before a tool is called: an approval with the tool's name, which shows the arguments.
+
+    Attributes:
+        timeout: after this the call counts as denied; None: with the turn's deadline.
+        stops_deadline: while the turn waits for this without a worker, its deadline comes no nearer; needs ``timeout``.
+    """
+
+    timeout: timedelta | None = None
+    stops_deadline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stops_deadline and self.timeout is None:
+            raise UsageError("an approval that stops the deadline needs a timeout: or the turn might never end")
+
+
 @dataclass(slots=True)
 class Told:
     """What is to be told of one call beside its result: ``done_at``, if it was not made, because it had been before."""
@@ -76,6 +93,7 @@ class ToolSpec:
 
     Attributes:
         reconcile: asked what became of a call in doubt; takes a ``ToolCall`` and the tool's arguments.
+        approval: somebody is asked before each call.
         call_id: the framework's own id of this call.
         told: where to write what is to be told.
     """
@@ -84,6 +102,7 @@ class ToolSpec:
     effect: Effect
     dedupe: Dedupe
     reconcile: Callable[..., Any] | None = None
+    approval: Approval | None = None
     call_id: str | None = None
     told: Told | None = None
 

@@ -20,6 +20,7 @@ from longshift.replay import derived_id
 from longshift.steps import ONCE, Retry, StepDefinition
 from longshift.tooling import (
     Absent,
+    Approval,
     Done,
     Making,
     Told,
@@ -195,7 +196,9 @@ def tool(
     dedupe: Literal["call", "turn", "session"] | None = None,
     retry: Retry = ONCE,
     timeout: timedelta | None = None,
+    progress: timedelta | None = None,
     reconcile: Callable[..., Any] | None = None,
+    approval: bool | timedelta | Approval = False,
 ) -> _ToolDecorator:
     """Make a function a tool: a step whose calls stand in a ledger, each under a key.
 
@@ -212,8 +215,11 @@ def tool(
             is tried again.
         timeout: of one try; default ``LONGSHIFT_STEP_TIMEOUT``. That of an irreversible tool says how long nobody else can
             know what becomes of it: keep it short.
+        progress: the longest silence within a try: each ``emit`` ends one.
         reconcile: for irreversible tools: finds out what became of a call. Takes a ``ToolCall`` with the same key and the
             same arguments; returns ``Done(result)``, ``Absent()`` or ``Unknown()``.
+        approval: somebody is asked before each call, as by ``turn.approval`` with the tool's name and its arguments; at most
+            for so long, if it is a timedelta. Denied, or not answered in time, it raises ``ToolDenied``.
 
     Raises:
         UsageError: the function or the options do not go together.
@@ -224,11 +230,21 @@ def tool(
     def make(function: Callable[..., Any]) -> Tool[..., Any]:
         called = name or function.__name__
         _check(function, called, kind, reconcile)
-        spec = ToolSpec(called, kind, scope, reconcile)
-        definition = StepDefinition(called, visible(function), retry, timeout, tool=spec)
+        spec = ToolSpec(called, kind, scope, reconcile, _approval(approval))
+        definition = StepDefinition(called, visible(function), retry, timeout, progress, tool=spec)
         return Tool(definition, spec, original=function)
 
     return _ToolDecorator(make)
+
+
+def _approval(wanted: bool | timedelta | Approval) -> Approval | None:
+    match wanted:
+        case bool():
+            return Approval() if wanted else None
+        case timedelta():
+            return Approval(timeout=wanted)
+        case _:
+            return wanted
 
 
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
@@ -247,4 +263,4 @@ def _check(function: Callable[..., Any], name: str, effect: Effect, reconcile: C
         )
 
 
-__all__ = ["Absent", "Done", "Tool", "ToolCall", "Unknown", "tool"]
+__all__ = ["Absent", "Approval", "Done", "Tool", "ToolCall", "Unknown", "tool"]

@@ -16,13 +16,13 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from longshift.awaiting import TIMEOUT, Wait, new_approval
+from longshift.awaiting import TIMEOUT, Wait
 from longshift.child import Child
 from longshift.contract import Artifact, Passage, Verdict
-from longshift.errors import InvalidInput, Unavailable, UsageError, WaitTimeout
+from longshift.errors import InvalidInput, NotDone, OutcomeUnknown, Unavailable, UsageError, WaitTimeout
 from longshift.events import Kind
 from longshift.execution import Execution
-from longshift.model import Json, Prefix, parse_id, show_id
+from longshift.model import CallStatus, Json, Prefix, parse_id, show_id
 from longshift.place import current, running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
@@ -191,12 +191,41 @@ class Turn:
             shown = to_jsonable_python(show)
         except PydanticSerializationError as error:
             raise UsageError(f"approval {name!r} cannot show this: {error}; give it plain data or a model") from None
-        facts = {"approval": name, "id": new_approval(), "show": shown}
         length = _length(timeout) if timeout is not None else None
-        ended = await self._execution.awaiting.wait(Wait("$approval", facts, length, stops_deadline))
+        awaiting = self._execution.awaiting
+        return await awaiting.approve(name, shown, timeout=length, stops_deadline=stops_deadline)
+
+    async def settled(self, error: OutcomeUnknown, *, timeout: timedelta | float | None = None) -> Any:
+        """Wait until somebody has found out what became of a tool call that is in doubt: an operator (``longshift
+        settle``), or the worker that made it, if it was only cut off. Holds no worker.
+
+        Args:
+            error: what the call raised.
+            timeout: after this nobody waits for it any more; None: with the turn's deadline.
+
+        Returns:
+            What the tool has returned, or the operator says it has, as plain JSON.
+
+        Raises:
+            NotDone: it has not happened; call the tool again if it still should.
+            OutcomeUnknown: nobody can find out.
+            WaitTimeout: nobody has, in time.
+        """
+        length = _length(timeout) if timeout is not None else None
+        ended = await self._execution.awaiting.wait(Wait("$settled", {"call": error.call}, length))
         if ended["reason"] == TIMEOUT:
-            return Verdict(granted=False, timed_out=True)
-        return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])
+            raise WaitTimeout(f"nobody has settled {error.call} within {length}")
+        why = ended.get("note") or (ended["error"] or {}).get("message", "")
+        match ended["status"]:
+            case CallStatus.DONE if ended.get("artifact") is not None:
+                return json.loads(await self.read(show_id(Prefix.ARTIFACT, UUID(ended["artifact"]))))
+            case CallStatus.DONE:
+                return ended["result"]
+            case CallStatus.FAILED:
+                raise NotDone(why)
+            case _:
+                text = f"given up: {why}"
+                raise OutcomeUnknown(error.step, error_type=error.error_type, error_message=text, call=error.call)
 
     @overload
     async def spawn(

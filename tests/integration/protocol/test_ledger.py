@@ -9,12 +9,13 @@ from uuid import UUID
 
 import pytest
 
-from longshift.db import leases, tool_calls, upkeep
+from longshift.db import leases, log, mail, tool_calls, upkeep
+from longshift.db.mail import Wanted
 from longshift.db.tool_calls import Begun, Ending, Start
 from longshift.errors import Conflict, NotFound
 from longshift.events import encode
 from longshift.model import CallOutcome, CallStatus, Claim, Dedupe, Effect, NewCall, Settlement, ToolCallRecord, new_id
-from tests.integration.protocol.stage import Stage
+from tests.integration.protocol.stage import Stage, leave
 
 TTL = timedelta(seconds=15)
 SILENT = "heartbeat_at = clock_timestamp() - interval '15 s'"
@@ -295,6 +296,25 @@ async def test_a_call_in_doubt_is_settled_once_and_its_session_is_woken(stage: S
     with pytest.raises(Conflict, match=r"not in doubt any more: key_[0-9a-f]{32} settled it at .*, and it is done"):
         await settle(stage, call, Settlement.GIVE_UP)
     assert (await stage.row(call.claim.session_id))["mail_seq"] == before["mail_seq"] + 1
+
+
+@pytest.mark.parametrize("by", ["an operator", "the worker that was cut off"])
+async def test_a_turn_that_waits_for_the_end_of_a_doubt_is_woken_and_finds_it(stage: Stage, by: str) -> None:
+    call = await in_doubt(stage)
+    wanted = [Wanted(call.claim.session_id, "call", "", call.call.id, 1)]
+    seen = (await mail.look(stage.db, wanted))[0]
+    await log.leave(stage.db, [leave(call.claim, call.call.turn_id, seq=2, seen=seen.mail_seq)])
+    assert (seen.found, (await stage.row(call.claim.session_id))["ready_at"]) == ([], None)
+
+    if by == "an operator":
+        await settle(stage, call)
+    else:
+        await end(stage, ending(call, CallStatus.DONE, '"paid"'))
+        assert await tool_calls.wake(stage.db, call.claim.session_id) == [(call.claim.session_id, "default")]
+
+    assert (await stage.row(call.claim.session_id))["ready"]
+    [(_, value)] = (await mail.look(stage.db, wanted))[0].found
+    assert (value["status"], value["result"]) == ("done", "paid")
 
 
 async def test_of_two_operators_who_settle_at_once_one_wins(stage: Stage) -> None:

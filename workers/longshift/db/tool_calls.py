@@ -236,6 +236,11 @@ async def starter_gone(db: Database, call_id: UUID, *, epoch: int, lease_ttl: ti
     return bool(rows and rows[0].gone)
 
 
+async def wake(db: Database, session_id: UUID) -> list[tuple[UUID, str]]:
+    """Let a session look at the ledger again: one of its turns may wait for what has just become known. What to ring."""
+    return [(row.id, row.queue) for row in await db.fetch(WAKE, {"session": session_id})]
+
+
 async def find(db: Database, call_id: UUID, *, tenant_id: UUID) -> ToolCallRecord | None:
     rows = await db.fetch(FIND, {"call": call_id, "tenant": tenant_id})
     return _record(rows[0]) if rows else None

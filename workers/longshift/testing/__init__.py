@@ -31,6 +31,7 @@ from longshift.testing.ledger import Ledger
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Post, Time, World
+from longshift.tooling import Absent, Done, Unknown
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -50,6 +51,7 @@ def run(
     artifacts: MutableMapping[str, bytes] | None = None,
     signals: Mapping[str, Sequence[Json]] | None = None,
     approve: Mapping[str, bool | Verdict] | None = None,
+    settle: Mapping[str, Done[Any] | Absent | Unknown] | None = None,
     ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
@@ -75,6 +77,8 @@ def run(
         artifacts: bytes by ``art_...`` id, to read; what the turn keeps is added.
         signals: payloads by the name of their signal, oldest first; all have come before the turn begins.
         approve: the answer to each approval of this name, given when the turn has left its worker. Others are not answered.
+        settle: what an operator finds out of each call of the tool of this name that is in doubt, likewise: ``Done(result)``,
+            ``Absent()``, or ``Unknown(reason)``, which gives it up.
         ledger: of tool calls, from earlier runs of the session. Default: a new one.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
@@ -99,6 +103,7 @@ def run(
             artifacts=artifacts,
             signals=signals,
             approve=approve,
+            settle=settle,
             ledger=ledger,
             metadata=metadata,
             clock=clock,
@@ -121,6 +126,7 @@ async def arun(
     artifacts: MutableMapping[str, bytes] | None = None,
     signals: Mapping[str, Sequence[Json]] | None = None,
     approve: Mapping[str, bool | Verdict] | None = None,
+    settle: Mapping[str, Done[Any] | Absent | Unknown] | None = None,
     ledger: Ledger | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
@@ -143,7 +149,7 @@ async def arun(
     )
     if retry is not None:
         record = retried(record, retry, log)
-    post = Post(signals or {}, approve or {})
+    post = Post(signals or {}, approve or {}, settle or {})
     world = World(record, log, artifacts if artifacts is not None else {}, time, faults, post=post, ledger=ledger)
     return await rehearse(agent, world, fake=fake or {})
 

@@ -230,11 +230,11 @@ class Attempt:
                 return Left(waits.until, waits.stops_clock, execution.awaiting.missing)
             due = time.next_due
             if quiet and not execution.busy:
-                if post.answer():
+                if self._world.answer():
                     await execution.awaiting.look()
                 elif due is not None:
                     time.jump(due)
-            quiet = await self._quiet(None if due is None and not post.asked else QUIET)
+            quiet = await self._quiet(None if due is None and not (post.asked or self._world.doubts) else QUIET)
             await self.outside.running()
         return None
 
@@ -252,7 +252,7 @@ class Attempt:
         world, until = self._world, waits.until
         record, time = world.record, world.time
         await self.outside.write(left(record, waits=True, until=until))
-        if world.post.answer():
+        if world.answer():
             return None
         if waits.stops_clock and until is not None:
             world.record = replace(record, deadline=record.deadline + max(timedelta(0), until - time.clock.now()))

@@ -18,7 +18,7 @@ from longshift.config import Config
 from longshift.contract import Artifact, Cause, CauseKind, Found, Look, NewChild, Passage, Question
 from longshift.errors import ControlFlow, LeaseLost, NotFound, UsageError
 from longshift.events import NewEvent
-from longshift.model import CallOutcome, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
+from longshift.model import CallOutcome, CallStatus, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
 from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
 from longshift.underway import UnderWay
@@ -216,6 +216,10 @@ class Outside:
                     {"reason": "answer", **said.model_dump()} if said is not None and not said.timed_out else TIMED_OUT
                 )
                 return [Found(cause, cause.id, told)]
+            case CauseKind.CALL if cause.id is not None:
+                call = self.world.ledger.find(cause.id)
+                if call is not None and call.status not in (CallStatus.STARTED, CallStatus.UNKNOWN):
+                    return [Found(cause, cause.id, _ended(call))]
             case CauseKind.CHILD if cause.id in post.children:
                 return [Found(cause, cause.id, post.children[cause.id])]
         return []
@@ -276,6 +280,18 @@ class Outside:
             if (sources is None or source in sources) and (score := _score(words, text)) > 0
         ]
         return sorted(found, key=lambda p: (-p.score, p.source, p.ordinal))[:limit]
+
+
+def _ended(call: ToolCallRecord) -> Mapping[str, Json]:
+    """What a wait for the outcome of a call records of it."""
+    return {
+        "reason": "call",
+        "status": call.status.value,
+        "result": call.result,
+        "error": call.error,
+        "artifact": call.artifact_id.hex if call.artifact_id is not None else None,
+        "note": call.note,
+    }
 
 
 _WORD = re.compile(r"\w+")

@@ -13,6 +13,7 @@ from longshift.contract import Verdict
 from longshift.model import Json
 from longshift.place import current, running_step
 from longshift.testing.bench import Fakes, Rehearsal
+from longshift.tooling import Absent, Done, Unknown
 
 
 class Effects:
@@ -58,7 +59,7 @@ class Scenario:
         fake: for steps, by function or name: the result, an exception to raise, or a function to call instead.
         effects: what the fakes count. Default: none are observed.
         artifacts: bytes by ``art_...`` id, to read.
-        signals, approve: what others bring, as for ``run``.
+        signals, approve, settle: what others bring, as for ``run``.
     """
 
     agent: Agent[Any, Any]
@@ -68,3 +69,4 @@ class Scenario:
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     signals: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     approve: Mapping[str, bool | Verdict] = field(default_factory=dict)
+    settle: Mapping[str, Done[Any] | Absent | Unknown] = field(default_factory=dict)

@@ -119,7 +119,7 @@ async def _run(scenario: Scenario, *, clock: Clock, faults: Faults) -> Ran:
     now = clock.now()
     record = new_record(agent, sent, session_id=TURN, metadata={}, now=now, until=now + DEADLINE)
     record = replace(record, id=TURN, root_turn_id=TURN, tenant_id=TURN)
-    post = Post(scenario.signals, scenario.approve)
+    post = Post(scenario.signals, scenario.approve, scenario.settle)
     world = World(record, [], dict(scenario.artifacts), Time(clock), faults, post=post)
     result = await rehearse(agent, world, fake=scenario.fake)
     return Ran(result, scenario.effects.counts)

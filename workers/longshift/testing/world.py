@@ -19,9 +19,10 @@ from longshift.clock import Clock
 from longshift.contract import Question, Verdict
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
-from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord, TurnRecord, new_id
+from longshift.model import CallOutcome, CallStatus, Json, NewCall, Settlement, ToolCallRecord, TurnRecord, new_id
 from longshift.testing.ledger import Ledger
 from longshift.testing.points import ENDS, SIDES, Names, call_name, check_point
+from longshift.tooling import Absent, Done, Unknown
 
 if TYPE_CHECKING:
     from longshift.testing.outside import Outside
@@ -100,6 +101,7 @@ class Post:
     Attributes:
         signals: by name, all there from the beginning.
         approve: how each approval is answered that has this name: when its turn has left, or has nothing else to do.
+        settle: what an operator finds out of each call of this tool that is in doubt; at the same times.
         mail: signals that nobody has consumed.
         asked: approvals that wait for an answer.
         decided: those that wait no longer; None: closed without one.
@@ -108,6 +110,7 @@ class Post:
 
     signals: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     approve: Mapping[str, bool | Verdict] = field(default_factory=dict)
+    settle: Mapping[str, Done[Any] | Absent | Unknown] = field(default_factory=dict)
     mail: dict[UUID, tuple[str, Json]] = field(init=False)
     asked: dict[UUID, Question] = field(init=False, default_factory=dict)
     decided: dict[UUID, Verdict | None] = field(init=False, default_factory=dict)
@@ -281,6 +284,24 @@ class World:
     def end_call(self, call: NewCall, outcome: CallOutcome, *, epoch: int) -> ToolCallRecord | None:
         """Whoever holds the lease."""
         return self.ledger.end(call, outcome, epoch=epoch, **self._call_facts)
+
+    def answer(self) -> bool:
+        """Let people answer what is asked and settle what is in doubt; whether they did."""
+        doubts = self.doubts
+        for call in doubts:
+            found = self.post.settle[call.tool]
+            outcome, result, note = Settlement.NOT_DONE, None, None
+            if isinstance(found, Done):
+                outcome, result = Settlement.DONE, found.result
+            elif isinstance(found, Unknown):
+                outcome, note = Settlement.GIVE_UP, found.reason
+            self.ledger.settle(call.id, outcome, result=result, note=note, now=self.time.clock.now())
+        return self.post.answer() or bool(doubts)
+
+    @property
+    def doubts(self) -> list[ToolCallRecord]:
+        """The calls that somebody will settle."""
+        return [call for call in self.ledger if call.status is CallStatus.UNKNOWN and call.tool in self.post.settle]
 
     @property
     def _call_facts(self) -> Any:
