@@ -253,20 +253,24 @@ class Awaiting:
     ) -> Mapping[str, Json]:
         """Start a turn of another session; what is recorded of it: its ``turn`` and its ``session``.
 
-        Its ids follow from the place in this turn, so that a start that was not recorded is found, not repeated.
+        Its ids follow from the place in this turn, so that a start that was not recorded is found, not repeated. If this turn
+        is a retry, so is the child, of one that has ended without success: it goes on from its own last step.
         """
         execution = self.execution
         if running_step() is not None:
             raise UsageError("a step cannot use spawn(): call it in the agent, between steps")
         call = execution.replay.call(execution.scope(), "$spawn", digest="")
-        if call.recorded is not None:
+        before = call.recorded
+        if before is not None and not before.earlier:
             await execution.breathe()
-            return call.recorded.payload
+            return before.payload
         async with execution.stepping():
             limit = execution.record.deadline
+            session = derived_id(execution.record.id, call.key, "session")
             child = NewChild(
                 id=derived_id(execution.record.id, call.key, "turn"),
-                session_id=derived_id(execution.record.id, call.key, "session"),
+                session_id=session if before is None else parse_id(Prefix.SESSION, before.payload["session"]),
+                instead_of=None if before is None else parse_id(Prefix.TURN, before.payload["turn"]),
                 agent=agent,
                 input=value,
                 queue=queue,
@@ -274,10 +278,10 @@ class Awaiting:
                 metadata=metadata,
                 definition=definition,
             )
-            await execution.port.spawn(child)
+            turn_id = await execution.port.spawn(child)
             spawned = {
                 "agent": agent,
-                "turn": show_id(Prefix.TURN, child.id),
+                "turn": show_id(Prefix.TURN, turn_id),
                 "session": show_id(Prefix.SESSION, child.session_id),
             }
             await execution.append(Kind.VALUE_RECORDED, payload=spawned, call_key=call.key)
