@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from longshift import InvalidInput
 from longshift.errors import ConfigError
-from longshift.fetching import Failed, Forbidden, Guard, Limits, fetch, is_public, post
+from longshift.fetching import Failed, Forbidden, Guard, Limits, _decoded, fetch, is_public, post
 from tests.support.http_servers import Running, running
 from tests.support.web import Web, bomb, point
 
@@ -205,6 +206,11 @@ async def test_what_is_not_text_of_a_bearable_size_is_refused(
     web.pages["/"] = page
     with pytest.raises(InvalidInput, match=complaint):
         await fetch(site.url, guard=HERE, limits=SMALL)
+
+
+async def test_a_bomb_is_defused_piece_by_piece() -> None:
+    response = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(bomb(50_000_000)))
+    assert max([len(piece) async for piece in _decoded(response, 1000)]) == 1001
 
 
 async def test_an_answer_without_end_is_left(site: Running) -> None:

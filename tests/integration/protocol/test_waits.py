@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from longshift.db import approvals, children, leases, log, mail, upkeep, views
+from longshift.db import approvals, children, leases, log, mail, retries, upkeep, views
 from longshift.db.mail import Wanted
 from longshift.errors import AlreadyAnswered, LeaseLost
 from longshift.events import Kind, NewEvent
@@ -289,6 +289,52 @@ async def test_the_end_of_a_child_wakes_its_parent_once(stage: Stage, by: str) -
 
     row = await stage.row(claim.session_id)
     assert (row["ready"], row["mail_seq"]) == (True, claim.mail_seq + 1)
+
+
+async def failed(stage: Stage, claim: Claim, turn: UUID, *, seq: int) -> None:
+    end = replace(finish(claim, turn, seq=seq), status=TurnStatus.FAILED, output=None, error='{"code":"x"}')
+    assert await log.finish(stage.db, [end])
+
+
+async def retried(stage: Stage, turn: UUID) -> UUID:
+    now = datetime.now(UTC)
+    accepted = await retries.retry(stage.db, turn, tenant_id=stage.tenant, now=now, lifetime=HOUR)
+    return accepted.resource_id
+
+
+async def test_the_retry_of_a_parent_waits_for_the_retry_of_its_child(stage: Stage) -> None:
+    """Which is never started a second time: what it has done would be done twice."""
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    won = await stage.claim(session)
+    await log.start(stage.db, [start(won.claim, child)])
+    await failed(stage, won.claim, child, seq=2)
+    await failed(stage, claim, parent, seq=2)
+    again, child_again = await retried(stage, parent), await retried(stage, child)
+    wanted = [Wanted(claim.session_id, "child", "", child, 1)]
+
+    assert not (await mail.look(stage.db, wanted))[0].found
+    won = await stage.claim(session)
+    await log.start(stage.db, [start(won.claim, child_again)])
+    await log.finish(stage.db, [finish(won.claim, child_again, seq=won.claim.last_seq + 2)])
+
+    assert await children.tell_oldest(stage.db) == [(claim.session_id, "default")]
+    [(_, value)] = (await mail.look(stage.db, wanted))[0].found
+    assert value["status"] == "succeeded"
+    assert (await stage.turn(child_again))["parent_turn_id"] == parent
+    assert (await stage.turn(again))["status"] == "queued"
+
+
+async def test_the_children_of_a_turn_end_with_the_retry_that_has_taken_them_over(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    await failed(stage, claim, parent, seq=2)
+    again = await retried(stage, parent)
+    won = await stage.claim(claim.session_id)
+
+    assert await children.cancel(stage.db, again, holder=won.claim) == []
+    assert (await stage.turn(child))["status"] == "cancelled"
+    assert (await stage.row(session))["open_turns"] == 0
 
 
 async def test_a_parent_whose_row_is_locked_is_told_later(stage: Stage) -> None:

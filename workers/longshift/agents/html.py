@@ -28,7 +28,6 @@ def page_text(page: str) -> str:
     """What a reader sees of ``page``: paragraphs apart, white space as it is shown, the title first."""
     pieces: list[str] = []
     place = 0
-    tags = _Tags(page)
     while (start := page.find("<", place)) != -1:
         pieces.append(_shown(page[place:start]))
         if page.startswith("<!--", start):
@@ -40,7 +39,7 @@ def page_text(page: str) -> str:
             pieces.append("<")  # a plain one, as in 1 < 2
             place = start + 1
             continue
-        place = tags.end(start)
+        place = _tag_end(page, start)
         if name is not None:
             place = _element(page, name[1].lower(), closing=page[start + 1] == "/", place=place, pieces=pieces)
     pieces.append(_shown(page[place:]))
@@ -63,31 +62,20 @@ def _element(page: str, name: str, *, closing: bool, place: int, pieces: list[st
     return until
 
 
-class _Tags:
-    """Where tags end: a ``>`` in quotes does not count."""
-
-    def __init__(self, page: str) -> None:
-        self._page = page
-        self._unclosed: set[str] = set()  # quotes of which there is no more: looked for once, not for every tag
-
-    def end(self, place: int) -> int:
-        """Behind the tag that begins at ``place``; the end of the page if it never ends."""
-        page = self._page
-        while True:
-            found = _UNTIL.match(page, place)
-            place = found.end() if found else place
-            if place >= len(page):
-                return len(page)
-            char = page[place]
-            place += 1
-            if char == ">":
-                return place
-            if char not in self._unclosed:
-                closing = page.find(char, place)
-                if closing == -1:
-                    self._unclosed.add(char)
-                else:
-                    place = closing + 1
+def _tag_end(page: str, place: int) -> int:
+    """Behind the tag that begins at ``place``; the end of the page if it never ends. A ``>`` in quotes does not count."""
+    while True:
+        found = _UNTIL.match(page, place)
+        place = found.end() if found else place
+        if place >= len(page):
+            return len(page)
+        char = page[place]
+        place += 1
+        if char == ">":
+            return place
+        # looking in vain costs the rest of the page, but only the last quote of its kind is not closed by another
+        closing = page.find(char, place)
+        place = place if closing == -1 else closing + 1
 
 
 def _shown(text: str) -> str:

@@ -30,16 +30,20 @@ t AS (
            CAST(:metadata AS jsonb) FROM s RETURNING id)
 SELECT EXISTS (SELECT 1 FROM p) AS held, EXISTS (SELECT 1 FROM t) AS made""")
 
+# a turn takes the children over of the turns that it retries
 OPEN = text("""
-SELECT id FROM turns
- WHERE parent_turn_id = :parent AND status IN ('scheduled', 'queued', 'running', 'waiting') ORDER BY id LIMIT :limit""")
+SELECT c.id FROM turns q JOIN turns p ON p.session_id = q.session_id AND p.root_turn_id = q.root_turn_id
+  JOIN turns c ON c.parent_turn_id = p.id
+ WHERE q.id = :parent AND c.status IN ('scheduled', 'queued', 'running', 'waiting') ORDER BY c.id LIMIT :limit""")
 
 # Whoever has the parent's session locked is left alone: the sweeper tells it later. What has ended is told once, and a parent
 # that has itself ended is not woken.
 _TELL = """
 WITH u AS MATERIALIZED (
     SELECT c.id, p.session_id FROM turns c
-      LEFT JOIN turns p ON p.id = c.parent_turn_id AND p.status IN ('queued', 'running', 'waiting')
+      LEFT JOIN turns q ON q.id = c.parent_turn_id
+      LEFT JOIN turns p ON p.session_id = q.session_id AND p.root_turn_id = q.root_turn_id
+                       AND p.status IN ('queued', 'running', 'waiting')
      WHERE c.parent_turn_id IS NOT NULL AND c.ended_at IS NOT NULL AND NOT c.parent_told {which}),
 l AS MATERIALIZED (
     SELECT id FROM sessions WHERE id IN (SELECT session_id FROM u) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),

@@ -20,7 +20,8 @@ from longshift.errors import Conflict, NotFound
 from longshift.model import NewTurn, Prefix, TurnStatus, show_id
 
 TURN = text("""
-SELECT id, session_id, root_turn_id, agent, queue, input, metadata, traceparent, attempts FROM turns
+SELECT id, session_id, root_turn_id, agent, queue, input, metadata, traceparent, attempts,
+       parent_turn_id FROM turns
  WHERE id = :turn AND tenant_id = :tenant""")
 CHAIN = text("""
 SELECT id, status, first_seq FROM turns WHERE session_id = :session AND root_turn_id = :root ORDER BY id""")
@@ -81,6 +82,7 @@ def _again(old: Row[Any], *, agent_version: str | None, deadline: datetime | Non
         metadata=old.metadata,
         traceparent=old.traceparent,
         retry_of=old.id,
+        parent_turn_id=old.parent_turn_id,
         # one that never started has recorded nothing to go on from
         root_turn_id=old.root_turn_id if old.attempts or old.root_turn_id != old.id else None,
     )

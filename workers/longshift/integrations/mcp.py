@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -207,10 +206,9 @@ class McpServer:
     async def request(self, tool: str, arguments: Mapping[str, Json], *, key: str) -> McpResult:
         """One request to call a tool, under a key of yours: neither a step nor in the ledger."""
         params = types.CallToolRequestParams(name=tool, arguments=dict(arguments), _meta={KEY_META: key})
-        here = copy_context()  # the SDK tells of progress from a task of its own
 
         async def show(progress: float, total: float | None, message: str | None) -> None:
-            here.run(emit, f"{message or (f'{progress:g} of {total:g}' if total else f'{progress:g}')}\n")
+            emit(f"{message or (f'{progress:g} of {total:g}' if total else f'{progress:g}')}\n")
 
         try:
             answer = await self._sessions.ask(types.CallToolRequest(params=params), _ANSWER, on_progress=show)
