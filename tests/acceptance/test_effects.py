@@ -13,7 +13,7 @@ from longshift.testing.waiting import wait_until_sync
 from tests.acceptance.checks import assert_gap_free, assert_recorded_once
 from tests.support.fleet import Fleet
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 EVENTS = {"ours": 7, "pydantic": 6, "sdk": 6}
 PLACES = [(name, n) for name, count in EVENTS.items() for n in range(1, count + 1)]
