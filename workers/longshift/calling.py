@@ -26,7 +26,7 @@ from longshift.model import CallStatus, Effect, Json, NewCall, Prefix, ToolCallR
 from longshift.place import running_step, step_place
 from longshift.recording import Records, Try, text_of
 from longshift.steps import StepDefinition
-from longshift.tooling import Absent, Done, Making, Unknown, canonical, making
+from longshift.tooling import Absent, Done, Making, ToolSpec, Unknown, canonical, making
 from longshift.watch import Watch
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ FIRST_PAUSE = 1 / 20
 """Of that time-to-live: until it looks again."""
 SLOWER = 1.5
 """So many times longer is the next pause, up to that time-to-live."""
-
-
 GRANTED = Verdict(granted=True)
 
 
@@ -63,11 +61,13 @@ class Caller:
         """What the record of the step at ``key`` says of its call."""
         return self._records.facts(key)
 
-    async def approved(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verdict:
+    async def approved(
+        self, tool: ToolSpec, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Verdict:
         """Whether the call may be made; somebody is asked, now or in an earlier attempt, if the tool wants that."""
-        if step.tool is None or step.tool.approval is None:
+        if tool.approval is None:
             return GRANTED
-        wanted, name = step.tool.approval, step.tool.name
+        wanted, name = tool.approval, tool.name
         shown = json.loads(canonical(step.arguments(tuple(args), kwargs), tool=name))
         return await self.execution.awaiting.approve(
             name,
@@ -309,4 +309,4 @@ class _Again:
     over: int | None
 
 
-__all__ = ["Caller", "TooLate"]
+__all__ = ["GRANTED", "Caller", "TooLate"]
