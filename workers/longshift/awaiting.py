@@ -164,11 +164,14 @@ class Awaiting:
         return json.loads(text)  # type: ignore[no-any-return]
 
     async def approve(
-        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False
+        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False, of: str = ""
     ) -> Verdict:
-        """Ask somebody whether to go on; ``shown`` is JSON."""
+        """Ask somebody whether to go on; ``shown`` is JSON.
+
+        ``of``: what exactly is asked, if the answer to something else must not be taken for it on a replay.
+        """
         facts = {"approval": name, "id": new_approval(), "show": shown}
-        ended = await self.wait(Wait("$approval", facts, timeout, stops_deadline))
+        ended = await self.wait(Wait(f"$approval{of and ' '}{of}", facts, timeout, stops_deadline))
         if ended["reason"] == TIMEOUT:
             return Verdict(granted=False, timed_out=True)
         return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])
