@@ -373,6 +373,22 @@ async def test_a_parent_that_has_ended_is_not_woken(stage: Stage) -> None:
 
 
 async def test_a_child_that_ends_between_the_look_and_the_leave_makes_the_session_ready(stage: Stage) -> None:
+async def test_a_child_that_never_started_is_waited_for_in_its_retry(stage: Stage) -> None:
+    """As most are whose parent fails at once; the retry of such a turn has a root of its own."""
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    await children.cancel(stage.db, parent, holder=claim)
+    await failed(stage, claim, parent, seq=2)
+    await retried(stage, parent)
+    again = await retried(stage, child)
+    wanted = [Wanted(claim.session_id, "child", "", child, 1)]
+
+    assert not (await mail.look(stage.db, wanted))[0].found
+    await ended(stage, session, again)
+
+    assert [value["status"] for _, value in (await mail.look(stage.db, wanted))[0].found] == ["succeeded"]
+
+
     claim, parent = await stage.running()
     session, turn = await spawned(stage, claim, parent)
     wanted = [Wanted(claim.session_id, "child", "", turn, 1)]

@@ -90,8 +90,8 @@ SELECT a.place - 1 AS place, s.mail_seq, s.urgent, f.id, f.value
       FROM approvals p WHERE a.kind = 'approval' AND p.id = a.ref AND coalesce(p.answered_at, p.closed_at) IS NOT NULL
     UNION ALL
     SELECT t.id, t.ended_at, json_build_object('reason', 'child', 'status', t.status, 'output', t.output, 'error', t.error)
-      FROM turns c CROSS JOIN LATERAL (  -- the child, or the newest turn that retries it
-            SELECT * FROM turns n WHERE n.session_id = c.session_id AND n.root_turn_id = c.root_turn_id
+      FROM turns c CROSS JOIN LATERAL (  -- the child, or the newest turn that retries it: they share their parent
+            SELECT * FROM turns n WHERE n.session_id = c.session_id AND n.parent_turn_id IS NOT DISTINCT FROM c.parent_turn_id
              ORDER BY n.position DESC LIMIT 1) t
      WHERE a.kind = 'child' AND c.id = a.ref AND t.status IN ('succeeded', 'failed', 'cancelled', 'expired')
     UNION ALL
