@@ -257,6 +257,24 @@ async def test_a_child_is_a_turn_like_any_other_and_started_once(stage: Stage) -
     await ended(stage, session, turn)
 
 
+async def test_a_stopped_clock_goes_on_when_nobody_has_the_agent(stage: Stage) -> None:
+    """Its wait may be over, but only its agent could tell: without a deadline it would come and go for ever."""
+    claim, turn = await stage.running()
+    before = (await stage.turn(turn))["deadline"]
+    await log.leave(stage.db, [replace(leave(claim, turn, seq=2, seen=claim.mail_seq), stops_clock=True)])
+    await stage.hand.execute("UPDATE turns SET clock_stopped_at = clock_stopped_at - interval '1 hour'")
+    await stage.signal(claim.session_id)
+    won = await stage.claim(claim.session_id)
+
+    assert await leases.release(stage.db, won.claim, delay=timedelta(seconds=5))
+
+    row = await stage.turn(turn)
+    assert (row["status"], row["clock_stopped_at"]) == ("waiting", None)
+    assert HOUR <= row["deadline"] - before < HOUR + timedelta(minutes=1)
+    await stage.hand.execute("UPDATE turns SET deadline = now()")
+    assert await upkeep.overdue(stage.db) == [turn]
+
+
 async def test_a_stale_holder_starts_no_child_and_ends_none(stage: Stage) -> None:
     claim, parent = await stage.running()
     _, turn = await spawned(stage, claim, parent)

@@ -69,11 +69,18 @@ HEAD = text(f"""
 SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = :session AND t.status IN ('queued', 'running', 'waiting')
  ORDER BY t.position LIMIT 1""")
 
+# A turn that waits with its clock stopped came because that wait may be over. Nobody knows while nobody runs its agent, and
+# so the clock goes on: it would have no deadline if nobody ever does.
 RELEASE = text("""
-UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
-       ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() + CAST(:delay AS interval) END
- WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
-RETURNING ready_at IS NOT NULL AS more""")
+WITH s AS (
+    UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
+           ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() + CAST(:delay AS interval) END
+     WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
+    RETURNING id, ready_at IS NOT NULL AS more),
+t AS (
+    UPDATE turns SET deadline = deadline + (clock_timestamp() - clock_stopped_at), clock_stopped_at = NULL FROM s
+     WHERE turns.session_id = s.id AND turns.status = 'waiting' AND turns.clock_stopped_at IS NOT NULL)
+SELECT more FROM s""")
 
 HELD = text("SELECT id, lease_epoch FROM sessions WHERE lease_worker = :worker")
 # by epoch: whatever the worker has claimed since it read what it holds is none of these
