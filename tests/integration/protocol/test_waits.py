@@ -16,7 +16,7 @@ from longshift.db.database import Params
 from longshift.db.mail import Wanted
 from longshift.errors import AlreadyAnswered, LeaseLost
 from longshift.events import Kind, NewEvent
-from longshift.model import Claim, NewTurn, TurnStatus, new_id
+from longshift.model import Claim, NewTurn, Prefix, TurnStatus, new_id, show_id
 from tests.integration.protocol.stage import Stage, append, finish, leave, start
 
 HOUR = timedelta(hours=1)
@@ -189,6 +189,20 @@ async def test_of_an_answer_and_the_end_of_the_time_one_counts(stage: Stage, fir
 
     assert [value["reason"] for _, value in seen.found] == ["answer" if first == "answer" else "timeout"]
     assert refused == (first == "close")
+
+
+async def test_an_answer_names_the_key_behind_it_as_the_api_does(stage: Stage) -> None:
+    claim, turn = await stage.running()
+    by, keyless = new_id(), new_id()
+    approval = new_id()
+    for each, key in ((approval, by), (keyless, None)):
+        await ask(stage, claim, turn, each)
+        await approvals.answer(stage.db, each, tenant_id=stage.tenant, answer=True, by=key)
+
+    wanted = [Wanted(claim.session_id, "approval", "", each, 1) for each in (approval, keyless)]
+    seen = await mail.look(stage.db, wanted)
+
+    assert [value["by"] for n in (0, 1) for _, value in seen[n].found] == [show_id(Prefix.KEY, by), None]
 
 
 async def test_an_answer_that_waits_for_the_closing_statement_is_refused(stage: Stage) -> None:

@@ -87,7 +87,7 @@ SELECT a.place - 1 AS place, s.mail_seq, s.urgent, f.id, f.value
     UNION ALL
     SELECT p.id, p.answered_at, CASE WHEN p.answered_at IS NULL THEN json_build_object('reason', 'timeout')
            ELSE json_build_object('reason', 'answer', 'granted', p.answer -> 'granted', 'comment', p.answer -> 'comment',
-                                  'by', p.answered_by) END
+                                  'by', 'key_' || replace(CAST(p.answered_by AS text), '-', '')) END
       FROM approvals p WHERE a.kind = 'approval' AND p.id = a.ref AND coalesce(p.answered_at, p.closed_at) IS NOT NULL
     UNION ALL
     SELECT t.id, t.ended_at, json_build_object('reason', 'child', 'status', t.status, 'output', t.output, 'error', t.error)
