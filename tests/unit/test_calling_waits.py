@@ -24,9 +24,9 @@ from longshift import (
     tool,
 )
 from longshift.agent import Agent
-from longshift.calling import INLINE
 from longshift.contract import Verdict
 from longshift.model import Json
+from longshift.recording import INLINE
 from longshift.testing import Scenario, named_crash_points, run, torture
 
 
@@ -77,6 +77,22 @@ def test_a_tool_that_is_not_approved_is_not_called_now_or_on_any_replay(options:
 def test_an_approval_that_stops_the_deadline_needs_a_timeout() -> None:
     with pytest.raises(UsageError, match="needs a timeout"):
         Approval(stops_deadline=True)
+
+
+def test_an_approval_of_other_arguments_does_not_count() -> None:
+    paid: list[int] = []
+
+    @tool(effect="write", approval=True)
+    async def pay(amount: int) -> None:
+        paid.append(amount)
+
+    @agent("buyer")
+    async def buyer(turn: Turn, _: None) -> None:
+        await pay(5 if turn.attempt < 3 else 500)  # its first attempt asks, the second one has the answer, and dies
+
+    result = run(buyer, None, approve={"pay": True}, crash_at="before ledger.begin pay")
+    asked = [event.payload["show"]["amount"] for event in result.events if event.kind == "wait.begun"]
+    assert (asked, paid) == ([5, 500], [500])
 
 
 def test_a_denial_is_told_as_the_failure_of_its_step() -> None:

@@ -164,11 +164,14 @@ class Awaiting:
         return json.loads(text)  # type: ignore[no-any-return]
 
     async def approve(
-        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False
+        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False, of: str = ""
     ) -> Verdict:
-        """Ask somebody whether to go on; ``shown`` is JSON."""
+        """Ask somebody whether to go on; ``shown`` is JSON.
+
+        ``of``: what exactly is asked, if the answer to something else must not be taken for it on a replay.
+        """
         facts = {"approval": name, "id": new_approval(), "show": shown}
-        ended = await self.wait(Wait("$approval", facts, timeout, stops_deadline))
+        ended = await self.wait(Wait(f"$approval{of and ' '}{of}", facts, timeout, stops_deadline))
         if ended["reason"] == TIMEOUT:
             return Verdict(granted=False, timed_out=True)
         return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])
@@ -253,20 +256,24 @@ class Awaiting:
     ) -> Mapping[str, Json]:
         """Start a turn of another session; what is recorded of it: its ``turn`` and its ``session``.
 
-        Its ids follow from the place in this turn, so that a start that was not recorded is found, not repeated.
+        Its ids follow from the place in this turn, so that a start that was not recorded is found, not repeated. If this turn
+        is a retry, so is the child, of one that has ended without success: it goes on from its own last step.
         """
         execution = self.execution
         if running_step() is not None:
             raise UsageError("a step cannot use spawn(): call it in the agent, between steps")
         call = execution.replay.call(execution.scope(), "$spawn", digest="")
-        if call.recorded is not None:
+        before = call.recorded
+        if before is not None and not before.earlier:
             await execution.breathe()
-            return call.recorded.payload
+            return before.payload
         async with execution.stepping():
             limit = execution.record.deadline
+            session = derived_id(execution.record.id, call.key, "session")
             child = NewChild(
                 id=derived_id(execution.record.id, call.key, "turn"),
-                session_id=derived_id(execution.record.id, call.key, "session"),
+                session_id=session if before is None else parse_id(Prefix.SESSION, before.payload["session"]),
+                instead_of=None if before is None else parse_id(Prefix.TURN, before.payload["turn"]),
                 agent=agent,
                 input=value,
                 queue=queue,
@@ -274,10 +281,10 @@ class Awaiting:
                 metadata=metadata,
                 definition=definition,
             )
-            await execution.port.spawn(child)
+            turn_id = await execution.port.spawn(child)
             spawned = {
                 "agent": agent,
-                "turn": show_id(Prefix.TURN, child.id),
+                "turn": show_id(Prefix.TURN, turn_id),
                 "session": show_id(Prefix.SESSION, child.session_id),
             }
             await execution.append(Kind.VALUE_RECORDED, payload=spawned, call_key=call.key)
