@@ -403,6 +403,19 @@ async def test_a_child_that_never_started_is_waited_for_in_its_retry(stage: Stag
     assert [value["status"] for _, value in (await mail.look(stage.db, wanted))[0].found] == ["succeeded"]
 
 
+async def test_the_retry_of_a_parent_adopts_the_retry_of_a_child_that_never_started(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    await children.cancel(stage.db, parent, holder=claim)
+    by_hand = await retried(stage, child)
+    now = datetime.now(UTC)
+    new = NewTurn(agent="echo", input={}, queue="default", deadline=now + HOUR, parent_turn_id=parent)
+
+    assert await children.retry(stage.db, new, child, session_id=session, holder=claim, now=now) == (by_hand, [])
+    await ended(stage, session, by_hand)
+    assert await children.retry(stage.db, new, child, session_id=session, holder=claim, now=now) == (by_hand, [])
+
+
 async def test_the_children_of_a_turn_end_with_the_retry_that_has_taken_them_over(stage: Stage) -> None:
     claim, parent = await stage.running()
     session, child = await spawned(stage, claim, parent)
