@@ -77,8 +77,10 @@ async def rows_of(stage: Stage, statement: TextClause, params: Params, *, table:
     [row] = await stage.db.fetch(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), params)
 
     def read(node: Mapping[str, Any]) -> int:
-        own = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if node.get("Relation Name") == table else 0
-        return round(own * node["Actual Loops"]) + sum(read(child) for child in node.get("Plans", ()))
+        own: int = (
+            node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if node.get("Relation Name") == table else 0
+        )
+        return round(own * float(node["Actual Loops"])) + sum(read(child) for child in node.get("Plans", ()))
 
     return read(row[0][0]["Plan"])
 
