@@ -446,6 +446,20 @@ def test_a_retry_keeps_what_came_and_waits_again_for_what_did_not() -> None:
     assert (result.output, result.unread) == ([1, True, 2], {"a": ["not again"]})
 
 
+def test_a_retry_waits_for_another_signal_if_the_agent_could_not_read_the_first() -> None:
+    @agent("reviewed")
+    async def reviewed(turn: Turn, _: None) -> int:
+        return (await turn.wait_for("review", type=Review)).stars
+
+    log: list[Any] = []
+    failed = run(reviewed, None, log=log, signals={"review": [{"stars": "many"}]})
+    result = run(reviewed, None, log=log, retry=failed, signals={"review": [{"stars": 4}]})
+
+    assert failed.error is not None
+    assert failed.error["message"].startswith("the payload of signal 'review' does not fit: stars: Input should be")
+    assert result.output == 4
+
+
 def test_a_retry_asks_again_what_nobody_had_answered_when_its_turn_ended() -> None:
     log: list[Any] = []
     expired = run(publisher, "text", log=log, deadline=DAY / 2)
