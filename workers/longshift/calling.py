@@ -43,6 +43,8 @@ PATIENCE = 2
 """So many times the time-to-live of a lease a turn waits for somebody else to say how a call has ended."""
 FIRST_PAUSE = 1 / 20
 """Of that time-to-live: until it looks again."""
+LONGEST_NAME = 118
+"""Characters of a tool's name in that of the question what became of its call."""
 SLOWER = 1.5
 """So many times longer is the next pause, up to that time-to-live."""
 
@@ -62,6 +64,7 @@ class Try:
         row: the call as the ledger has it.
         begun: how often it was started.
         made: the tool's own code has begun to run.
+        over: nobody waits for its thread any more; one that begins only now calls nothing.
         wanted: somebody waits for it; what has not been called by then will not be.
     """
 
@@ -73,6 +76,7 @@ class Try:
     row: NewCall
     begun: int = 0
     made: bool = False
+    over: bool = False
     wanted: bool = True
     announced: bool = False  # by tool.started
 
@@ -177,8 +181,12 @@ class Caller:
         """What the tool's own code returns; ``check`` is called right before that code, in its thread."""
 
         def begin() -> None:
-            check()
-            trial.made = True
+            trial.made = True  # first: who finds that it is not made has said before that it is over
+            try:
+                check()
+            except BaseException:
+                trial.made = False
+                raise
             self._stepper.called(trial.step)
 
         token = making.set(Making(trial.call, begin))
@@ -197,7 +205,7 @@ class Caller:
         async with self.execution.port.underway.alone(trial.row.id):
             while True:
                 since = self.execution.port.clock.monotonic()
-                begun = await self.execution.port.begin_call(trial.row, over=over)
+                begun = await self._begin(trial, over=over)
                 if isinstance(begun, ToolCallRecord):
                     found = await self._found(trial, begun)
                     if not isinstance(found, _Again):
@@ -211,14 +219,25 @@ class Caller:
                     await self.execution.port.ready()
                     await self.execution.port.back_off(self._pause)
 
+    async def _begin(self, trial: Try, *, over: int | None) -> int | ToolCallRecord:
+        """Begin, unless it was called in this process, and how it ended could not be recorded: to the ledger that is a call
+        of the same holder, who may begin again."""
+        port = self.execution.port
+        if over is None and trial.row.id in port.underway.open_ends:
+            standing = await port.look_up_call(trial.row.id)
+            if standing is not None and standing.status is CallStatus.STARTED:
+                return standing
+        return await port.begin_call(trial.row, over=over)
+
     async def _call(self, trial: Try, *, since: float) -> Any:
         """The call itself, and the record of how it ended; that it was not made, too, since that leaves no doubt."""
         execution = self.execution
 
         def check() -> None:
             self._check(trial)
-            if not execution.port.may_call(since=since):
+            if trial.over or not execution.port.may_call(since=since):
                 raise TooLate
+            execution.port.underway.open_ends.add(trial.row.id)
 
         try:
             if not trial.announced:
@@ -234,10 +253,16 @@ class Caller:
                 try:
                     text = trial.step.encode(await self._made(trial, check=check))
                 except BaseException as error:
+                    trial.over = not isinstance(error, TooLate)
                     if not trial.made:
                         raise
                     return await self._broken(trial, error)
-                return await self._done(trial, text)
+                try:
+                    return await self._done(trial, text)
+                except Exception as error:
+                    if trial.row.id in execution.port.underway.open_ends:
+                        return await self._doubtful(trial, error)
+                    raise
         except BaseException as error:
             if not trial.made:
                 await self._end(trial, CallStatus.FAILED, error=NotDone(f"it was not called: {_text(error)}"))
@@ -318,13 +343,18 @@ class Caller:
         """What ``reconcile`` says; whatever else it does is no answer."""
         if trial.spec.reconcile is None:
             return Unknown()
-        question = StepDefinition(f"{trial.step.name}.reconcile", trial.spec.reconcile, timeout=trial.step.timeout)
+        name = f"{trial.step.name[:LONGEST_NAME]}.reconcile"
+        question = StepDefinition(name, trial.spec.reconcile, timeout=trial.step.timeout)
         try:
             answer = await self._stepper.once(question, (trial.call, *trial.args), trial.kwargs)
+            if isinstance(answer, Done):
+                trial.step.encode(answer.result)  # what cannot be the tool's result is no answer either
         except Exception as error:  # noqa: BLE001 - of the agent's author
             return Unknown(f"reconcile raised {type(error).__name__}: {_text(error)}")
-        if isinstance(answer, Done | Absent | Unknown):
+        if isinstance(answer, Done | Absent):
             return answer
+        if isinstance(answer, Unknown):
+            return Unknown(storable(str(answer.reason))[:ERROR_TEXT])
         return Unknown(f"reconcile returned a {type(answer).__name__}, not Done, Absent or Unknown")
 
     # -- outcomes
@@ -333,7 +363,7 @@ class Caller:
         """Record the result (JSON text), and return what stands."""
         artifact = await self._laid_out(trial, text) if len(text) > INLINE else None
         outcome = CallOutcome(CallStatus.DONE, None if artifact else text, artifact_id=artifact)
-        standing = await self.execution.port.end_call(trial.row, outcome)
+        standing = await self._record(trial, outcome)
         return trial.step.decode(text) if standing is None else await self._stands(trial, standing)
 
     async def _laid_out(self, trial: Try, text: str) -> UUID | None:
@@ -351,8 +381,13 @@ class Caller:
         self, trial: Try, status: CallStatus, *, error: BaseException, reason: str = "", epoch: int | None = None
     ) -> ToolCallRecord | None:
         described = {"type": type(error).__name__, "message": _text(error)} | ({"reason": reason} if reason else {})
-        outcome = CallOutcome(status, error=encode(described))
-        return await self.execution.port.end_call(trial.row, outcome, epoch=epoch)
+        return await self._record(trial, CallOutcome(status, error=encode(described)), epoch=epoch)
+
+    async def _record(self, trial: Try, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
+        port = self.execution.port
+        standing = await port.end_call(trial.row, outcome, epoch=epoch)
+        port.underway.open_ends.discard(trial.row.id)
+        return standing
 
     async def _stands(self, trial: Try, record: ToolCallRecord) -> Any:
         """The outcome in the ledger as that of this try."""

@@ -28,6 +28,7 @@ class UnderWay:
         self._clock = clock
         self._locks: dict[UUID, tuple[asyncio.Lock, int]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.open_ends: set[UUID] = set()  # irreversible calls that were made here, and how they ended is not recorded
         self._calls: dict[object, float] = {}  # when each of them has ended for certain, by the monotonic clock
         self._quiet = asyncio.Event()
         self._quiet.set()

@@ -1,0 +1,143 @@
+"""Irreversible calls whose end is hard to tell: answers that make no sense, records that fail, threads that begin too late,
+starters that die while they are asked about. None of them is made twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from longshift import Absent, Done, OutcomeUnknown, StepFailed, ToolCall, Turn, Unknown, agent, tool
+from longshift.agent import Agent
+from longshift.calling import INLINE
+from longshift.errors import ConfigError
+from longshift.model import CallOutcome, CallStatus, Json, NewCall
+from longshift.place import current
+from longshift.stepping import Stepper
+from longshift.testing import run
+from longshift.testing.bench import Rehearsal
+from longshift.testing.outside import Outside
+
+SHORT = timedelta(seconds=10)
+
+
+def insisting(pay: Callable[[], Any], *, times: int = 2) -> Agent[Any, list[str]]:
+    """An agent that makes the same call again when it has failed."""
+
+    @agent("insisting")
+    async def insisting(turn: Turn, _: Any) -> list[str]:
+        said: list[str] = []
+        for _ in range(times):
+            try:
+                said.append(f"paid {await pay()}")
+            except StepFailed as error:
+                said.append(type(error).__name__)
+        return said
+
+    return insisting
+
+
+@pytest.mark.parametrize("answer", [Done("no number"), Done(object()), Unknown(ValueError("?")), "absent"])  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["pay", "p" * 128])
+def test_an_answer_of_reconcile_that_makes_no_sense_leaves_the_call_in_doubt(answer: Any, name: str) -> None:
+    calls: list[int] = []
+
+    @tool(effect="irreversible", name=name, timeout=SHORT, reconcile=lambda call: answer)
+    async def pay() -> int:
+        calls.append(1)
+        raise OSError("reset")
+
+    result = run(insisting(pay), None)
+
+    assert (result.output, calls) == (["OutcomeUnknown"] * 2, [1])
+    assert [call.status for call in result.tool_calls] == [CallStatus.UNKNOWN]
+
+
+def test_a_result_that_cannot_be_laid_out_leaves_the_call_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def put(*_: Any, **__: Any) -> Any:
+        raise ConfigError("the bucket is gone")
+
+    calls: list[int] = []
+    monkeypatch.setattr(Outside, "put_artifact", put)
+
+    @tool(effect="irreversible", timeout=SHORT)
+    async def pay() -> str:
+        calls.append(1)
+        return "x" * (INLINE + 1)
+
+    result = run(insisting(pay), None)
+
+    assert (result.output, calls) == (["OutcomeUnknown"] * 2, [1])
+
+
+def test_a_call_whose_end_was_refused_by_the_ledger_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    end, refuse = Outside.end_call, True
+
+    async def refused(port: Outside, call: NewCall, outcome: CallOutcome, *, epoch: int | None = None) -> Any:
+        if refuse:
+            raise RuntimeError("the ledger is broken")
+        return await end(port, call, outcome, epoch=epoch)
+
+    monkeypatch.setattr(Outside, "end_call", refused)
+
+    @tool(effect="irreversible", timeout=SHORT)
+    async def pay() -> int:
+        calls.append(1)
+        return 1
+
+    @agent("again")
+    async def again(turn: Turn, _: Any) -> str:
+        nonlocal refuse
+        with pytest.raises(StepFailed):
+            await pay()
+        refuse = False
+        try:
+            return str(await pay())
+        except OutcomeUnknown as error:
+            return error.call
+
+    result = run(again, None)
+
+    [call] = result.tool_calls
+    assert (calls, call.status) == ([1], CallStatus.UNKNOWN)
+
+
+def test_a_thread_that_begins_when_nobody_waits_for_it_any_more_calls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    go, over = threading.Event(), threading.Event()
+    timed = Stepper._timed
+
+    def held_up(stepper: Stepper, call: Callable[[], Any], **more: Any) -> Any:
+        def late() -> Any:
+            if not go.is_set():
+                go.wait(10)
+                try:
+                    return call()
+                finally:
+                    over.set()
+            return call()
+
+        return timed(stepper, late, **more)
+
+    monkeypatch.setattr(Stepper, "_timed", held_up)
+
+    @tool(effect="irreversible", timeout=timedelta(milliseconds=20), dedupe="turn")
+    def pay() -> str:
+        calls.append("made")
+        return "paid"
+
+    @agent("patient")
+    async def patient(turn: Turn, _: Json) -> str:
+        with pytest.raises(StepFailed):
+            await turn.step("pay", pay)
+        go.set()
+        await turn.step("wait", over.wait, 10)
+        return await turn.step("pay", pay)
+
+    result = run(patient, None)
+
+    assert (result.output, calls) == ("paid", ["made"])
