@@ -141,3 +141,30 @@ def test_a_thread_that_begins_when_nobody_waits_for_it_any_more_calls_nothing(mo
     result = run(patient, None)
 
     assert (result.output, calls) == ("paid", ["made"])
+
+
+def test_that_a_call_is_absent_counts_only_if_its_starter_was_gone_before() -> None:
+    letters: list[str] = []
+
+    async def was_sent(call: ToolCall) -> Done[str] | Absent:
+        found = Done("sent") if letters else Absent()
+        execution = current()
+        assert isinstance(execution, Rehearsal)
+        if not letters:  # what was on its way arrives, and its sender dies
+            letters.append("of the first")
+            for worker in execution.outside.world.workers.values():
+                worker.dead = worker is not execution.outside
+        return found
+
+    @tool(effect="irreversible", timeout=SHORT, reconcile=was_sent)
+    async def send() -> str:
+        letters.append("another")
+        return "sent"
+
+    @agent("sender")
+    async def sender(turn: Turn, _: Json) -> str:
+        return await send()
+
+    result = run(sender, None, pause_at="after tool.started send")
+
+    assert (result.output, letters) == ("sent", ["of the first"])

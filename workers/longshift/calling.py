@@ -319,10 +319,11 @@ class Caller:
         give_up, pause = port.clock.now() + PATIENCE * port.lease_ttl, self._pause
         while record.status in (CallStatus.STARTED, CallStatus.UNKNOWN):
             trial.begun = record.attempts
+            # in this order: what is absent while its starter lives may come, and the starter be gone, a moment later
+            gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
             asked = await self._ask(trial)
             if isinstance(asked, Done):
                 return _Value(await self._done(trial, trial.step.encode(asked.result)))
-            gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
             if isinstance(asked, Absent) and gone:
                 return _Again(over=record.epoch)
             if isinstance(asked, Unknown):
