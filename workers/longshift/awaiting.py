@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from longshift.contract import Cause, CauseKind, Found, NewChild, Question, Verdict
-from longshift.errors import UsageError
+from longshift.errors import Diverged, UsageError
 from longshift.events import Kind, NewEvent, encode
 from longshift.model import Json, Prefix, new_id, parse_id, show_id
 from longshift.place import running_step
@@ -38,12 +38,16 @@ TIMEOUT = "timeout"
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A wait as the agent words it: ``facts`` go into its wait.begun, and say what is waited for."""
+    """A wait as the agent words it: ``facts`` go into its wait.begun, and say what is waited for.
+
+    ``digest``: of what the answer is about; one about anything else does not count. Empty: whatever it is about.
+    """
 
     name: str
     facts: Mapping[str, Json]
     timeout: timedelta | None = None
     stops_clock: bool = False
+    digest: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,12 +87,18 @@ class Awaiting:
     # -- one wait
 
     async def wait(self, wait: Wait) -> Mapping[str, Json]:
-        """The payload of its wait.ended, recorded now or in an earlier attempt."""
+        """The payload of its wait.ended, recorded now or in an earlier attempt.
+
+        Raises:
+            Diverged: what is recorded at this place is about something else.
+        """
         execution = self.execution
         if running_step() is not None:
             raise UsageError(f"a step cannot use {wait.name.removeprefix('$')}(): call it in the agent, between steps")
         scope = execution.scope()
-        call = execution.replay.call(scope, wait.name, digest="")
+        call = execution.replay.call(scope, wait.name, digest=wait.digest)
+        if wait.digest and call.recorded is not None and call.recorded.digest != wait.digest:
+            raise execution.diverge(Diverged(str(wait.facts["approval"]), place=call.key))
         if call.recorded is not None and call.recorded.kind == Kind.WAIT_ENDED:
             await execution.breathe()
             ended = call.recorded.payload
@@ -98,13 +108,16 @@ class Awaiting:
             if cause.kind is CauseKind.APPROVAL:
                 await self._ask(cause, begun, scope)
             due = datetime.fromisoformat(begun["until"]) if begun["until"] is not None else None
-            ended = await self._end(call.key, await self._until(cause, due, stops_clock=wait.stops_clock), scope)
+            found = await self._until(cause, due, stops_clock=wait.stops_clock)
+            ended = await self._end(call.key, found, scope, digest=wait.digest)
         scope.now = max(scope.now, datetime.fromisoformat(ended["at"]))
         return ended
 
     async def _begin(self, key: str, wait: Wait) -> Mapping[str, Json]:
         until = self.execution.port.clock.now() + wait.timeout if wait.timeout is not None else None
         begun = {"until": until.isoformat() if until is not None else None, **wait.facts}
+        if wait.digest:
+            begun["digest"] = wait.digest
         await self.execution.settle()
         await self.execution.append(Kind.WAIT_BEGUN, payload=begun, call_key=key)
         return begun
@@ -150,9 +163,11 @@ class Awaiting:
         waiter.looked = False
         await self._look_for(waiter)
 
-    async def _end(self, key: str, found: Found | None, scope: Scope) -> Mapping[str, Json]:
+    async def _end(self, key: str, found: Found | None, scope: Scope, *, digest: str) -> Mapping[str, Json]:
         ended: dict[str, Json] = {"reason": TIMEOUT} if found is None else dict(found.value)
         ended["at"] = self.execution.port.clock.now().isoformat()
+        if digest:
+            ended["digest"] = digest
         signal = found.id if found is not None and found.cause.kind is CauseKind.SIGNAL else None
         text = encode(ended)  # of any size: it was accepted as a signal or a result before
         event = NewEvent(Kind.WAIT_ENDED, self.execution.record.id, text, key, consumes=signal)
@@ -164,11 +179,11 @@ class Awaiting:
         return json.loads(text)  # type: ignore[no-any-return]
 
     async def approve(
-        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False
+        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False, digest: str = ""
     ) -> Verdict:
-        """Ask somebody whether to go on; ``shown`` is JSON."""
+        """Ask somebody whether to go on; ``shown`` is JSON. ``digest``: of what the answer must be about."""
         facts = {"approval": name, "id": new_approval(), "show": shown}
-        ended = await self.wait(Wait("$approval", facts, timeout, stops_deadline))
+        ended = await self.wait(Wait("$approval", facts, timeout, stops_deadline, digest))
         if ended["reason"] == TIMEOUT:
             return Verdict(granted=False, timed_out=True)
         return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])

@@ -108,14 +108,20 @@ class Caller:
         """What the record of the step at ``key`` says of its call."""
         return self._facts.pop(key, {})
 
-    async def approved(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verdict:
-        """Whether the call may be made; somebody is asked, now or in an earlier attempt, if the tool wants that."""
+    async def approved(
+        self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], *, digest: str
+    ) -> Verdict:
+        """Whether the call may be made; somebody is asked, now or in an earlier attempt, if the tool wants that.
+
+        Raises:
+            Diverged: at this place of the turn another call was asked about.
+        """
         if step.tool is None or step.tool.approval is None:
             return GRANTED
         wanted, name = step.tool.approval, step.tool.name
         shown = json.loads(canonical(step.arguments(tuple(args), kwargs), tool=name))
         return await self.execution.awaiting.approve(
-            name, shown, timeout=wanted.timeout, stops_deadline=wanted.stops_deadline
+            name, shown, timeout=wanted.timeout, stops_deadline=wanted.stops_deadline, digest=digest
         )
 
     async def attempt(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -61,7 +61,7 @@ class Stepper:
             return await self.once(step, args, kwargs)
         scope = self.execution.scope()
         digest = step.digest(tuple(args), kwargs)
-        verdict = await self.calls.approved(step, args, kwargs)
+        verdict = await self.calls.approved(step, args, kwargs, digest=digest)
         call = self.execution.replay.call(scope, step.name, digest=digest)
         if call.diverged:
             await self._diverged(call, step.name, digest)
