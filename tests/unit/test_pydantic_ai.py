@@ -588,7 +588,7 @@ def test_a_tool_that_asks_for_an_approval_itself_is_called_once_it_has_one(effec
     )
 
     @helper.tool
-    async def pay(ctx: RunContext[None], amount: int) -> str:
+    async def pay(ctx: RunContext[object], amount: int) -> str:
         if not ctx.tool_call_approved:
             raise ApprovalRequired
         paid.append(amount)
@@ -602,6 +602,6 @@ def test_a_tool_that_asks_for_an_approval_itself_is_called_once_it_has_one(effec
         answered = await helper.run(message_history=asked.all_messages(), deferred_tool_results=granted)
         return str(answered.output)
 
-    for point in (None, "after step.completed pay", "after ledger.end pay"):
+    for point in (None, "after step.completed @call_0/pay", "after ledger.end @call_0/pay"):
         paid.clear()
         assert (run(buyer, "?", crash_at=point).output, paid) == ("done", [5])
