@@ -317,6 +317,17 @@ async def test_a_turn_that_waits_for_the_end_of_a_doubt_is_woken_and_finds_it(st
     assert (value["status"], value["result"]) == ("done", "paid")
 
 
+async def test_what_became_of_a_call_is_told_to_turns_of_its_own_session_only(stage: Stage) -> None:
+    call = await in_doubt(stage)
+    await settle(stage, call)
+    other, _ = await stage.running()
+
+    wanted = [Wanted(session, "call", "", call.call.id, 1) for session in (call.claim.session_id, other.session_id)]
+    looks = await mail.look(stage.db, wanted)
+
+    assert [len(looks[place].found) for place in (0, 1)] == [1, 0]
+
+
 async def test_of_two_operators_who_settle_at_once_one_wins(stage: Stage) -> None:
     call = await in_doubt(stage)
     async with stage.locked(call.claim.session_id):
