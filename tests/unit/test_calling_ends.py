@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from longshift import Absent, Done, OutcomeUnknown, StepFailed, ToolCall, Turn, Unknown, agent, tool
+from longshift import Absent, Done, NotDone, OutcomeUnknown, StepFailed, ToolCall, Turn, Unknown, agent, tool
 from longshift.agent import Agent
 from longshift.calling import INLINE
 from longshift.errors import ConfigError
 from longshift.model import CallOutcome, CallStatus, Json, NewCall
 from longshift.place import current
 from longshift.stepping import Stepper
-from longshift.testing import run
+from longshift.testing import Ledger, run
 from longshift.testing.bench import Rehearsal
 from longshift.testing.outside import Outside
 
@@ -141,6 +141,33 @@ def test_a_thread_that_begins_when_nobody_waits_for_it_any_more_calls_nothing(mo
     result = run(patient, None)
 
     assert (result.output, calls) == ("paid", ["made"])
+
+
+@pytest.mark.parametrize(("error", "code"), [(NotDone("refused"), None), (OSError("reset"), "diverged")])
+def test_a_mended_agent_may_call_with_other_arguments_only_if_nothing_has_happened(
+    error: Exception, code: str | None
+) -> None:
+    amounts: list[int] = []
+    wrong = True
+
+    @tool(effect="irreversible", timeout=SHORT)
+    async def pay(amount: int) -> int:
+        amounts.append(amount)
+        if wrong:
+            raise error
+        return amount
+
+    @agent("payer")
+    async def payer(turn: Turn, _: Any) -> int:
+        return await pay(-5 if wrong else 5)
+
+    ledger, log = Ledger(), []  # type: ignore[var-annotated]
+    first = run(payer, None, ledger=ledger, log=log)
+    wrong = False
+    second = run(payer, None, ledger=ledger, log=log, retry=first)
+
+    assert (second.error or {}).get("code") == code
+    assert amounts == ([-5, 5] if code is None else [-5])
 
 
 def test_that_a_call_is_absent_counts_only_if_its_starter_was_gone_before() -> None:

@@ -24,7 +24,7 @@ from uuid import UUID
 from longshift.contract import Verdict
 from longshift.errors import Diverged, NotDone, OutcomeUnknown, TurnEvicted, Unavailable
 from longshift.events import Kind, encode, storable
-from longshift.model import CallOutcome, CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, show_id
+from longshift.model import CallOutcome, CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
 from longshift.place import StepRun, running_step, step_place
 from longshift.replay import derived_id
 from longshift.steps import StepDefinition
@@ -132,6 +132,7 @@ class Caller:
             Diverged: another call was begun at this place.
         """
         trial = self._try(step, args, kwargs)
+        await self._check_place(trial)
         self._facts[trial.run.key] = {"call": trial.name}
         underway = self.execution.port.underway
         if trial.spec.effect is Effect.IRREVERSIBLE:
@@ -150,9 +151,6 @@ class Caller:
         record = execution.record
         text = canonical(step.arguments(tuple(args), kwargs), tool=spec.name)
         key = spec.key(session_id=record.session_id, root_turn_id=record.root_turn_id, place=run.key, text=text)
-        before = execution.replay.called
-        if run.key in before and show_id(Prefix.CALL, key) not in before.values():  # side by side, places may change
-            raise execution.diverge(Diverged(step.name, place=run.key))
         row = NewCall(
             id=key,
             turn_id=record.id,
@@ -164,6 +162,15 @@ class Caller:
             timeout=step.timeout or execution.port.step_timeout,
         )
         return Try(step, spec, run, args, kwargs, row)
+
+    async def _check_place(self, trial: Try) -> None:
+        """Raises Diverged: another call was begun at this place, and that has certainly not happened cannot be said of it."""
+        before = self.execution.replay.called
+        if trial.run.key not in before or trial.name in before.values():  # side by side, places may change
+            return
+        other = await self.execution.port.look_up_call(parse_id(Prefix.CALL, before[trial.run.key]))
+        if other is None or other.status is not CallStatus.FAILED:
+            raise self.execution.diverge(Diverged(trial.step.name, place=trial.run.key))
 
     # -- read and write
 
