@@ -40,6 +40,12 @@ def insisting(pay: Callable[[], Any], *, times: int = 2) -> Agent[Any, list[str]
     return insisting
 
 
+def pay_as_step(pay: Callable[[], Any]) -> Any:
+    execution = current()
+    assert execution is not None
+    return Turn(execution).step("pay", pay)
+
+
 @pytest.mark.parametrize("answer", [Done("no number"), Done(object()), Unknown(ValueError("?")), "absent"])  # type: ignore[arg-type]
 @pytest.mark.parametrize("name", ["pay", "p" * 128])
 def test_an_answer_of_reconcile_that_makes_no_sense_leaves_the_call_in_doubt(answer: Any, name: str) -> None:
@@ -168,6 +174,34 @@ def test_a_mended_agent_may_call_with_other_arguments_only_if_nothing_has_happen
 
     assert (second.error or {}).get("code") == code
     assert amounts == ([-5, 5] if code is None else [-5])
+
+
+def test_a_call_whose_thread_still_runs_is_not_made_again_however_long_ago_it_began() -> None:
+    calls: list[int] = []
+    go = threading.Event()
+
+    @tool(effect="irreversible", timeout=timedelta(milliseconds=20), reconcile=lambda call: Absent())
+    def pay() -> None:
+        calls.append(1)
+        go.wait(10)
+
+    result = run(insisting(lambda: pay_as_step(pay)), None)
+    go.set()
+
+    assert (result.output, calls) == (["OutcomeUnknown"] * 2, [1])
+
+
+def test_a_thread_that_says_itself_that_it_took_too_long_has_ended_and_is_asked_about() -> None:
+    calls: list[int] = []
+
+    @tool(effect="irreversible", timeout=SHORT, reconcile=lambda call: Done("paid"))
+    def pay() -> str:
+        calls.append(1)
+        raise TimeoutError("timed out")
+
+    result = run(insisting(lambda: pay_as_step(pay), times=1), None)
+
+    assert (result.output, calls) == (["paid paid"], [1])
 
 
 def test_that_a_call_is_absent_counts_only_if_its_starter_was_gone_before() -> None:

@@ -292,9 +292,11 @@ class Caller:
             return await self._failed(trial, error)
         if not isinstance(error, Exception):
             return await self._doubtful(trial, error)
-        # a thread that timed out still runs: nothing that is said of it now need be true in a moment
-        asked = Unknown() if isinstance(error, TimeoutError) and not trial.step.is_async else await self._ask(trial)
-        match asked:
+        run = running_step()
+        if run is not None and run.watch.expired and not trial.step.is_async:
+            # the thread still runs: nothing that is said of its call now need be true in a moment
+            return await self._doubtful(trial, error, left_behind=True)
+        match await self._ask(trial):
             case Done(result):
                 return await self._done(trial, trial.step.encode(result))
             case Absent():
@@ -309,9 +311,19 @@ class Caller:
             return await self._stands(trial, standing)
         raise error
 
-    async def _doubtful(self, trial: Try, error: BaseException, *, reason: str = "", epoch: int | None = None) -> Any:
+    async def _doubtful(
+        self,
+        trial: Try,
+        error: BaseException,
+        *,
+        reason: str = "",
+        epoch: int | None = None,
+        left_behind: bool = False,
+    ) -> Any:
         """Nobody knows: an operator may find out. ``epoch``: of the start that is in doubt, if it was another's."""
-        standing = await self._end(trial, CallStatus.UNKNOWN, error=error, reason=reason, epoch=epoch)
+        standing = await self._end(
+            trial, CallStatus.UNKNOWN, error=error, reason=reason, epoch=epoch, left_behind=left_behind
+        )
         if standing is not None and standing.status is not CallStatus.UNKNOWN:
             return await self._stands(trial, standing)
         message = f"{_text(error)} ({reason})" if reason else _text(error)
@@ -339,12 +351,11 @@ class Caller:
                 return _Value(await self._done(trial, trial.step.encode(asked.result)))
             if isinstance(asked, Absent) and gone:
                 return _Again(over=record.epoch)
-            if isinstance(asked, Unknown):
-                if record.status is CallStatus.UNKNOWN:  # its starter has said all that it will
-                    break
-                if gone or port.clock.now() >= give_up:
-                    doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
-                    return _Value(await self._doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
+            if record.status is CallStatus.UNKNOWN and (isinstance(asked, Unknown) or record.left_behind):
+                break  # its starter has said all that it will
+            if isinstance(asked, Unknown) and (gone or port.clock.now() >= give_up):
+                doubt = Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
+                return _Value(await self._doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
             await port.back_off(pause)
             pause = min(SLOWER * pause, port.lease_ttl.total_seconds())
             self._check(trial)
@@ -392,9 +403,20 @@ class Caller:
         return identity
 
     async def _end(
-        self, trial: Try, status: CallStatus, *, error: BaseException, reason: str = "", epoch: int | None = None
+        self,
+        trial: Try,
+        status: CallStatus,
+        *,
+        error: BaseException,
+        reason: str = "",
+        epoch: int | None = None,
+        left_behind: bool = False,
     ) -> ToolCallRecord | None:
-        described = {"type": type(error).__name__, "message": _text(error)} | ({"reason": reason} if reason else {})
+        described: dict[str, Json] = {"type": type(error).__name__, "message": _text(error)}
+        if reason:
+            described["reason"] = reason
+        if left_behind:
+            described["left_behind"] = True
         return await self._record(trial, CallOutcome(status, error=encode(described)), epoch=epoch)
 
     async def _record(self, trial: Try, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
