@@ -39,8 +39,9 @@ async def everything(turn: Turn, n: int) -> dict[str, Any]:
 
 @agent("gathers")
 async def gathers(turn: Turn, count: int) -> list[int]:
+    """The first one twice."""
     kin = [await turn.spawn(child, n) for n in range(count)]
-    return await turn.gather(*kin)
+    return await turn.gather(*kin, kin[0])
 
 
 @agent("has a family")

@@ -8,7 +8,7 @@ from typing import assert_type
 
 from pydantic import BaseModel
 
-from longshift import Agent, Artifact, Passage, Retry, Turn, agent, emit, step
+from longshift import Absent, Agent, Artifact, Done, Passage, Retry, Tool, ToolCall, Turn, agent, emit, step, tool
 from longshift.testing import Result, run
 
 
@@ -46,6 +46,20 @@ def count(text: str) -> int:
     return len(text)
 
 
+async def find_ticket(call: ToolCall, title: str) -> Done[str] | Absent:
+    return Absent()
+
+
+@tool(effect="irreversible", reconcile=find_ticket, approval=timedelta(days=1))
+async def file_ticket(call: ToolCall, title: str) -> str:
+    return call.key
+
+
+@tool(effect="read")
+def look_up(word: str, *, limit: int = 3) -> list[str]:
+    return [word]
+
+
 @agent("triage", version="3")
 async def triage(turn: Turn, question: Question) -> Report:
     pages = assert_type(await turn.gather(*(read(u) for u in question.urls)), list[Page])
@@ -54,6 +68,11 @@ async def triage(turn: Turn, question: Question) -> Report:
     assert_type(await turn.step("count", count, heading), int)
     assert_type(await turn.step("read-again", read, "x"), Page)
     assert_type(await turn.recall("what?", limit=3), list[Passage])
+    assert_type(await file_ticket(title=heading), str)
+    assert_type(await turn.step("file again", file_ticket, heading), str)
+    assert_type(await turn.step("look up", look_up, "a", limit=1), list[str])
+    tools: list[Tool[..., object]] = [file_ticket, look_up]
+    await tools[0].call({"title": heading}, "call-1")
     await turn.sleep(timedelta(days=2))
     await turn.state.set("title", heading)
     return Report(title=heading, body=await turn.artifact("body.md", pages[0].text))
@@ -70,6 +89,8 @@ assert_type(plain, Agent[str, str])
 
 
 def check_result() -> None:
-    result = run(triage, Question(urls=["a"]), fake={read: Page(url="a", text="b")}, crash_after=3)
+    result = run(
+        triage, Question(urls=["a"]), fake={read: Page(url="a", text="b")}, crash_after=3, approve={"file_ticket": True}
+    )
     assert_type(result, Result[Report])
     assert_type(result.output, Report)

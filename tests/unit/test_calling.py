@@ -27,11 +27,11 @@ from longshift import (
     tool,
 )
 from longshift.agent import Agent
-from longshift.calling import INLINE
 from longshift.clock import SYSTEM
 from longshift.errors import LeaseLost, TurnEvicted
 from longshift.model import CallStatus, Effect, Json, Settlement
 from longshift.place import current
+from longshift.recording import INLINE
 from longshift.testing import Effects, Ledger, Report, Result, Scenario, named_crash_points, run, torture
 from longshift.testing.bench import Rehearsal
 from longshift.testing.world import Fault
@@ -378,6 +378,31 @@ def test_a_read_whose_arguments_have_changed_keeps_its_record_as_any_step_does()
     assert "turn.diverged" in [event.kind for event in result.events]
 
 
+def test_a_call_that_certainly_did_not_happen_may_be_made_with_other_arguments() -> None:
+    sent: list[str] = []
+
+    @tool(effect="irreversible")
+    async def send(to: str) -> str:
+        if to == "nobody":
+            raise NotDone("no such address")
+        sent.append(to)
+        return to
+
+    def clerk(to: str) -> Agent[Any, str]:
+        @agent("clerk")
+        async def clerk(turn: Turn, _: Any) -> str:
+            return await send(to)
+
+        return clerk
+
+    log: list[Any] = []
+    ledger = Ledger()
+    failed = run(clerk("nobody"), None, log=log, ledger=ledger)
+    fixed = run(clerk("Ann"), None, log=log, ledger=ledger, retry=failed)
+
+    assert (failed.status, fixed.output, sent) == ("failed", "Ann", ["Ann"])
+
+
 def diverging(outer: Outer, text: Callable[[Turn], str]) -> Agent[Any, str]:
     @tool(effect="irreversible", timeout=SHORT)
     async def send(call: ToolCall, text: str) -> str:
@@ -495,6 +520,32 @@ def test_a_broken_call_is_what_reconcile_says(answer: Any, output: str | None, c
     else:
         assert result.error is not None
         assert result.error["code"] == "outcome_unknown"
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_what_a_call_that_timed_out_has_sent_may_still_arrive(arrives: bool) -> None:
+    asked: list[str] = []
+    made: list[int] = []
+
+    async def was_sent(call: ToolCall) -> Done[str] | Absent:
+        asked.append(call.key)
+        return Done("arrived") if arrives and len(asked) > 2 else Absent()
+
+    @tool(effect="irreversible", timeout=timedelta(milliseconds=5), reconcile=was_sent, retry=FAST)
+    async def send(call: ToolCall) -> str:
+        made.append(call.attempt)
+        if len(made) == 1:
+            await asyncio.Event().wait()
+        return "again"
+
+    @agent("waiting")
+    async def waiting(turn: Turn, _: Any) -> str:
+        return await send()
+
+    result = run(waiting, None)
+    assert result.output == ("arrived" if arrives else "again")
+    assert len(made) == (1 if arrives else 2)
+    assert len(asked) > 2  # not believed at once
 
 
 def test_a_thread_that_was_left_behind_is_in_doubt_whatever_reconcile_says() -> None:

@@ -3,6 +3,8 @@ starters that die while they are asked about. None of them is made twice."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,10 +14,10 @@ import pytest
 
 from longshift import Absent, Done, NotDone, OutcomeUnknown, StepFailed, ToolCall, Turn, Unknown, agent, tool
 from longshift.agent import Agent
-from longshift.calling import INLINE
 from longshift.errors import ConfigError
 from longshift.model import CallOutcome, CallStatus, Json, NewCall
 from longshift.place import current
+from longshift.recording import INLINE
 from longshift.stepping import Stepper
 from longshift.testing import Ledger, run
 from longshift.testing.bench import Rehearsal
@@ -142,7 +144,7 @@ def test_a_thread_that_begins_when_nobody_waits_for_it_any_more_calls_nothing(mo
             await turn.step("pay", pay)
         go.set()
         await turn.step("wait", over.wait, 10)
-        return await turn.step("pay", pay)
+        return str(await turn.step("pay", pay))
 
     result = run(patient, None)
 
@@ -185,10 +187,15 @@ def test_a_call_whose_thread_still_runs_is_not_made_again_however_long_ago_it_be
         calls.append(1)
         go.wait(10)
 
-    result = run(insisting(lambda: pay_as_step(pay)), None)
-    go.set()
+    @agent("patient")
+    async def patient(turn: Turn, _: Json) -> int:
+        for _ in range(2):
+            with pytest.raises(OutcomeUnknown):
+                await turn.step("pay", pay)
+        go.set()
+        return len(calls)
 
-    assert (result.output, calls) == (["OutcomeUnknown"] * 2, [1])
+    assert run(patient, None).output == 1
 
 
 def test_a_thread_that_says_itself_that_it_took_too_long_has_ended_and_is_asked_about() -> None:
@@ -202,6 +209,38 @@ def test_a_thread_that_says_itself_that_it_took_too_long_has_ended_and_is_asked_
     result = run(insisting(lambda: pay_as_step(pay), times=1), None)
 
     assert (result.output, calls) == (["paid paid"], [1])
+
+
+def test_a_call_that_timed_out_is_not_made_again_though_the_branch_that_asked_what_became_of_it_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[int] = []
+    asked: list[int] = []
+    waiting: list[asyncio.Task[None]] = []
+
+    async def what(call: ToolCall) -> Absent | Unknown:
+        asked.append(1)
+        waiting[0].cancel()
+        return Absent() if len(asked) == 1 else Unknown()
+
+    @tool(effect="irreversible", timeout=SHORT, reconcile=what)
+    async def pay() -> None:
+        calls.append(1)
+        raise TimeoutError
+
+    @agent("impatient")
+    async def impatient(turn: Turn, _: Json) -> str:
+        waiting.append(asyncio.create_task(pay()))
+        await asyncio.wait(waiting)
+        with pytest.raises(OutcomeUnknown) as caught:
+            await pay()
+        return caught.value.error_type
+
+    result = run(impatient, None)
+
+    assert (result.output, calls) == ("TimeoutError", [1])
+    gc.collect()
+    assert [record.message for record in caplog.records] == []  # that nobody hears how it ended is nobody's error
 
 
 def test_that_a_call_is_absent_counts_only_if_its_starter_was_gone_before() -> None:

@@ -24,9 +24,9 @@ from longshift import (
     tool,
 )
 from longshift.agent import Agent
-from longshift.calling import INLINE
 from longshift.contract import Verdict
 from longshift.model import Json
+from longshift.recording import INLINE
 from longshift.testing import Scenario, named_crash_points, run, torture
 
 
@@ -74,45 +74,25 @@ def test_a_tool_that_is_not_approved_is_not_called_now_or_on_any_replay(options:
         assert (result.output, paid, result.tool_calls) == (said, [], ())
 
 
-@pytest.mark.parametrize("point", ["after wait.begun $approval", "after wait.ended $approval"])
-def test_an_approval_counts_only_for_the_arguments_that_were_shown(point: str) -> None:
-    runs: list[int] = []
+def test_an_approval_that_stops_the_deadline_needs_a_timeout() -> None:
+    with pytest.raises(UsageError, match="needs a timeout"):
+        Approval(stops_deadline=True)
+
+
+def test_an_approval_of_other_arguments_does_not_count() -> None:
     paid: list[int] = []
 
     @tool(effect="write", approval=True)
     async def pay(amount: int) -> None:
         paid.append(amount)
 
-    @agent("fickle")
-    async def fickle(turn: Turn, _: Any) -> None:
-        runs.append(1)
-        leaves = 1 + (point == "after wait.ended $approval")  # it leaves its worker while it waits, and then that dies
-        await pay(5 if len(runs) <= leaves else 5000)
+    @agent("buyer")
+    async def buyer(turn: Turn, _: None) -> None:
+        await pay(5 if turn.attempt < 3 else 500)  # its first attempt asks, the second one has the answer, and dies
 
-    result = run(fickle, None, approve={"pay": True}, crash_at=point)
-
-    assert ((result.error or {})["code"], paid) == ("diverged", [])
-
-
-def test_approvals_of_calls_side_by_side_belong_to_their_calls_on_every_replay() -> None:
-    paid: list[int] = []
-
-    @tool(effect="write", approval=True)
-    async def pay(amount: int) -> int:
-        paid.append(amount)
-        return amount
-
-    @agent("both")
-    async def both(turn: Turn, _: Any) -> list[int]:
-        return await turn.gather(pay(1), pay(2))
-
-    for point in named_crash_points(both, None, approve={"pay": True}):
-        assert run(both, None, approve={"pay": True}, crash_at=point).output == [1, 2]
-
-
-def test_an_approval_that_stops_the_deadline_needs_a_timeout() -> None:
-    with pytest.raises(UsageError, match="needs a timeout"):
-        Approval(stops_deadline=True)
+    result = run(buyer, None, approve={"pay": True}, crash_at="before ledger.begin pay")
+    asked = [event.payload["show"]["amount"] for event in result.events if event.kind == "wait.begun"]
+    assert (asked, paid) == ([5, 500], [500])
 
 
 def test_a_denial_is_told_as_the_failure_of_its_step() -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from longshift import ChildFailed, InvalidInput, StepFailed, Turn, UsageError, Verdict, WaitTimeout, agent, step
-from longshift.model import TurnStatus
-from longshift.testing import Scenario, crash_points, named_crash_points, run, torture
+from longshift import Agent, ChildFailed, InvalidInput, StepFailed, Turn, UsageError, Verdict, WaitTimeout, agent, step
+from longshift.clock import SYSTEM
+from longshift.model import TurnStatus, new_id
+from longshift.testing import Result, Scenario, crash_points, named_crash_points, run, torture
+from longshift.testing.bench import new_record, rehearse
+from longshift.testing.world import Post, Time, World
 
 DAY = timedelta(days=1)
 
@@ -19,6 +22,18 @@ DAY = timedelta(days=1)
 class Review(BaseModel):
     stars: int
     text: str = ""
+
+
+worlds: list[World] = []
+
+
+def _watched(watched: Agent[None, Any], **others: Any) -> tuple[Result[Any], World]:
+    """A run whose agent, and whose test, can look at what is outside."""
+    now = SYSTEM.now()
+    record = new_record(watched, None, session_id=new_id(), metadata={}, now=now, until=now + 9 * DAY)
+    world = World(record, [], {}, Time(SYSTEM), post=Post(**others))
+    worlds.append(world)
+    return asyncio.run(rehearse(watched, world, fake={})), world
 
 
 @step
@@ -197,13 +212,25 @@ def test_a_child_without_a_result_raises() -> None:
     assert run(parent, [-1]).status is TurnStatus.FAILED
 
 
-def test_a_child_may_be_awaited_twice_at_once() -> None:
-    @agent("doubtful")
-    async def doubtful(turn: Turn, n: int) -> list[int]:
-        one = await turn.spawn(child, n)
-        return [review.stars for review in await turn.gather(one, one)]
+@agent("doubtful")
+async def doubtful(turn: Turn, _: None) -> list[Any]:
+    one = await turn.spawn(child, 5)
+    kin = worlds[-1].post.children
+    ended = dict(kin)
+    kin.clear()  # it is still running
 
-    assert run(doubtful, 5).output == [5, 5]
+    async def later() -> Any:
+        await turn.sleep(0.1)
+        kin.update(ended)
+        return Review(stars=await turn.wait_for("news", timeout=DAY / 2))  # looks for all that is waited for
+
+    return [review.stars for review in await turn.gather(one, one, later())]
+
+
+def test_a_child_may_be_awaited_twice_at_once() -> None:
+    result, _ = _watched(doubtful, signals={"news": [1]})
+
+    assert result.output == [5, 5, 1]
 
 
 # -------------------------------------------------------------------------------------------------------------- races
@@ -313,12 +340,40 @@ def test_steps_race_too_and_losers_are_cancelled() -> None:
     assert (result.output, ended) == ([1, "quick"], ["never"])
 
 
-def test_an_approval_that_lost_a_race_is_closed() -> None:
-    @agent("undecided")
-    async def undecided(turn: Turn, _: None) -> int:
-        return (await turn.race(turn.approval("publish", timeout=2 * DAY), turn.sleep(DAY)))[0]
+def test_a_signal_that_waits_to_be_recorded_goes_to_no_other_branch() -> None:
+    @agent("greedy")
+    async def greedy(turn: Turn, _: None) -> list[Any]:
+        async def later() -> Any:
+            await note("later")
+            return await turn.wait_for("a")
 
-    assert run(undecided, None).output == 1
+        won, _ = await turn.race(turn.gather(turn.wait_for("a"), later()), turn.sleep(DAY))
+        return [won, await turn.wait_for("a")]
+
+    assert run(greedy, None, signals={"a": [1]}).output == [1, 1]
+
+
+@agent("undecided")
+async def undecided(turn: Turn, _: None) -> int:
+    place, _ = await turn.race(turn.approval("publish", timeout=2 * DAY), turn.sleep(DAY))
+    await note(f"{len(worlds[-1].post.asked)} open")
+    return place
+
+
+@agent("unanswered")
+async def unanswered(turn: Turn, _: None) -> int:
+    await turn.approval("publish", timeout=DAY)
+    await note(f"{len(worlds[-1].post.asked)} open")
+    return 1
+
+
+@pytest.mark.parametrize("asking", [undecided, unanswered], ids=["lost a race", "timed out"])
+def test_an_approval_takes_no_answer_once_its_turn_has_gone_on(asking: Agent[None, int]) -> None:
+    result, world = _watched(asking)
+
+    assert result.output == 1
+    assert [e.payload["result"] for e in result.events if e.kind == "step.completed"] == ["noted 0 open"]
+    assert list(world.post.decided.values()) == [None]
 
 
 # ----------------------------------------------------------------------------------------------------------- everything
@@ -380,6 +435,39 @@ def test_a_retry_keeps_what_came_and_waits_again_for_what_did_not() -> None:
 
     assert (unanswered.status, unsignalled.status) == (TurnStatus.FAILED, TurnStatus.FAILED)
     assert (result.output, result.unread) == ([1, True, 2], {"a": ["not again"]})
+
+
+def test_a_retry_asks_again_what_nobody_had_answered_when_its_turn_ended() -> None:
+    log: list[Any] = []
+    expired = run(publisher, "text", log=log, deadline=DAY / 2)
+    result = run(publisher, "text", log=log, retry=expired, approve={"publish": True})
+
+    assert (expired.status, result.output["granted"]) == (TurnStatus.EXPIRED, True)
+    asked = [event.payload["id"] for event in log if event.kind == "wait.begun"]
+    assert len(set(asked)) == 2, "the first one was closed with its turn"
+
+
+def test_a_retry_retries_the_children_that_failed_and_no_others() -> None:
+    @agent("family")
+    async def family(turn: Turn, _: None) -> list[Any]:
+        good, bad = [await turn.spawn(name, name) for name in ("good", "bad")]
+        return [await good, await bad]
+
+    def runs(name: str, counts: list[str], result: Any) -> Any:
+        def fake(_: Any) -> Any:
+            counts.append(name)
+            return result
+
+        return fake
+
+    log: list[Any] = []
+    ran: list[str] = []
+    failed = run(family, None, log=log, fake={"good": runs("good", ran, 1), "bad": runs("bad", ran, ValueError("no"))})
+    fakes: dict[Any, Any] = {"good": runs("good", ran, 1), "bad": runs("bad", ran, 2)}
+    result = run(family, None, log=log, retry=failed, fake=fakes)
+
+    assert (failed.status, result.output) == (TurnStatus.FAILED, [1, 2])
+    assert ran == ["good", "bad", "bad"]
 
 
 def test_a_retry_does_not_wait_again_where_the_agent_went_on_without() -> None:

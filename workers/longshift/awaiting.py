@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from longshift.contract import Cause, CauseKind, Found, NewChild, Question, Verdict
-from longshift.errors import Diverged, UsageError
+from longshift.errors import UsageError
 from longshift.events import Kind, NewEvent, encode
 from longshift.model import Json, Prefix, new_id, parse_id, show_id
 from longshift.place import running_step
@@ -38,16 +38,12 @@ TIMEOUT = "timeout"
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A wait as the agent words it: ``facts`` go into its wait.begun, and say what is waited for.
-
-    ``digest``: of what the answer is about; one about anything else does not count. Empty: whatever it is about.
-    """
+    """A wait as the agent words it: ``facts`` go into its wait.begun, and say what is waited for."""
 
     name: str
     facts: Mapping[str, Json]
     timeout: timedelta | None = None
     stops_clock: bool = False
-    digest: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,18 +83,12 @@ class Awaiting:
     # -- one wait
 
     async def wait(self, wait: Wait) -> Mapping[str, Json]:
-        """The payload of its wait.ended, recorded now or in an earlier attempt.
-
-        Raises:
-            Diverged: what is recorded at this place is about something else.
-        """
+        """The payload of its wait.ended, recorded now or in an earlier attempt."""
         execution = self.execution
         if running_step() is not None:
             raise UsageError(f"a step cannot use {wait.name.removeprefix('$')}(): call it in the agent, between steps")
         scope = execution.scope()
-        call = execution.replay.call(scope, wait.name, digest=wait.digest)
-        if wait.digest and call.recorded is not None and call.recorded.digest != wait.digest:
-            raise execution.diverge(Diverged(str(wait.facts["approval"]), place=call.key))
+        call = execution.replay.call(scope, wait.name, digest="")
         if call.recorded is not None and call.recorded.kind == Kind.WAIT_ENDED:
             await execution.breathe()
             ended = call.recorded.payload
@@ -108,16 +98,13 @@ class Awaiting:
             if cause.kind is CauseKind.APPROVAL:
                 await self._ask(cause, begun, scope)
             due = datetime.fromisoformat(begun["until"]) if begun["until"] is not None else None
-            found = await self._until(cause, due, stops_clock=wait.stops_clock)
-            ended = await self._end(call.key, found, scope, digest=wait.digest)
+            ended = await self._end(call.key, await self._until(cause, due, stops_clock=wait.stops_clock), scope)
         scope.now = max(scope.now, datetime.fromisoformat(ended["at"]))
         return ended
 
     async def _begin(self, key: str, wait: Wait) -> Mapping[str, Json]:
         until = self.execution.port.clock.now() + wait.timeout if wait.timeout is not None else None
         begun = {"until": until.isoformat() if until is not None else None, **wait.facts}
-        if wait.digest:
-            begun["digest"] = wait.digest
         await self.execution.settle()
         await self.execution.append(Kind.WAIT_BEGUN, payload=begun, call_key=key)
         return begun
@@ -163,11 +150,9 @@ class Awaiting:
         waiter.looked = False
         await self._look_for(waiter)
 
-    async def _end(self, key: str, found: Found | None, scope: Scope, *, digest: str) -> Mapping[str, Json]:
+    async def _end(self, key: str, found: Found | None, scope: Scope) -> Mapping[str, Json]:
         ended: dict[str, Json] = {"reason": TIMEOUT} if found is None else dict(found.value)
         ended["at"] = self.execution.port.clock.now().isoformat()
-        if digest:
-            ended["digest"] = digest
         signal = found.id if found is not None and found.cause.kind is CauseKind.SIGNAL else None
         text = encode(ended)  # of any size: it was accepted as a signal or a result before
         event = NewEvent(Kind.WAIT_ENDED, self.execution.record.id, text, key, consumes=signal)
@@ -179,11 +164,14 @@ class Awaiting:
         return json.loads(text)  # type: ignore[no-any-return]
 
     async def approve(
-        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False, digest: str = ""
+        self, name: str, shown: Json, *, timeout: timedelta | None, stops_deadline: bool = False, of: str = ""
     ) -> Verdict:
-        """Ask somebody whether to go on; ``shown`` is JSON. ``digest``: of what the answer must be about."""
+        """Ask somebody whether to go on; ``shown`` is JSON.
+
+        ``of``: what exactly is asked, if the answer to something else must not be taken for it on a replay.
+        """
         facts = {"approval": name, "id": new_approval(), "show": shown}
-        ended = await self.wait(Wait("$approval", facts, timeout, stops_deadline, digest))
+        ended = await self.wait(Wait(f"$approval{of and ' '}{of}", facts, timeout, stops_deadline))
         if ended["reason"] == TIMEOUT:
             return Verdict(granted=False, timed_out=True)
         return Verdict(granted=ended["granted"], comment=ended["comment"], by=ended["by"])
@@ -268,20 +256,24 @@ class Awaiting:
     ) -> Mapping[str, Json]:
         """Start a turn of another session; what is recorded of it: its ``turn`` and its ``session``.
 
-        Its ids follow from the place in this turn, so that a start that was not recorded is found, not repeated.
+        Its ids follow from the place in this turn, so that a start that was not recorded is found, not repeated. If this turn
+        is a retry, so is the child, of one that has ended without success: it goes on from its own last step.
         """
         execution = self.execution
         if running_step() is not None:
             raise UsageError("a step cannot use spawn(): call it in the agent, between steps")
         call = execution.replay.call(execution.scope(), "$spawn", digest="")
-        if call.recorded is not None:
+        before = call.recorded
+        if before is not None and not before.earlier:
             await execution.breathe()
-            return call.recorded.payload
+            return before.payload
         async with execution.stepping():
             limit = execution.record.deadline
+            session = derived_id(execution.record.id, call.key, "session")
             child = NewChild(
                 id=derived_id(execution.record.id, call.key, "turn"),
-                session_id=derived_id(execution.record.id, call.key, "session"),
+                session_id=session if before is None else parse_id(Prefix.SESSION, before.payload["session"]),
+                instead_of=None if before is None else parse_id(Prefix.TURN, before.payload["turn"]),
                 agent=agent,
                 input=value,
                 queue=queue,
@@ -289,10 +281,10 @@ class Awaiting:
                 metadata=metadata,
                 definition=definition,
             )
-            await execution.port.spawn(child)
+            turn_id = await execution.port.spawn(child)
             spawned = {
                 "agent": agent,
-                "turn": show_id(Prefix.TURN, child.id),
+                "turn": show_id(Prefix.TURN, turn_id),
                 "session": show_id(Prefix.SESSION, child.session_id),
             }
             await execution.append(Kind.VALUE_RECORDED, payload=spawned, call_key=call.key)

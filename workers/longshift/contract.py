@@ -109,6 +109,7 @@ class NewChild:
     deadline: datetime
     metadata: Mapping[str, str]
     definition: object | None = None  # the agent itself, where it is at hand
+    instead_of: UUID | None = None  # on a retry: the child that the turn before has started, in this session
 
 
 class Port(Protocol):
@@ -148,8 +149,12 @@ class Port(Protocol):
     async def close(self, approvals: Sequence[UUID]) -> None:
         """Take no answer any more to those that have none; raises LeaseLost."""
 
-    async def spawn(self, child: NewChild) -> None:
-        """Start a turn, unless it is there; raises LeaseLost, UnknownAgent, InvalidInput."""
+    async def spawn(self, child: NewChild) -> UUID:
+        """Start a turn, unless it is there; raises LeaseLost, UnknownAgent, InvalidInput.
+
+        The turn that is there now: on a retry it may be the child of before, if that has not ended without success.
+        """
+        ...
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run blocking code in a bounded pool."""

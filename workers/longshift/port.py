@@ -118,16 +118,22 @@ class TurnPort:
         if not await self._outside.asking(approvals.close, ids, claim=self._lease.claim):
             self._lost()
 
-    async def spawn(self, child: NewChild) -> None:
+    async def spawn(self, child: NewChild) -> UUID:
         turn = await self._outside.asking(lambda _: self._child(child))
+        session, holder = child.session_id, self._lease.claim
         try:
-            new = await self._outside.asking(
-                children.spawn, turn, session_id=child.session_id, holder=self._lease.claim
-            )
+            if child.instead_of is not None:
+                turn_id, ring = await self._outside.asking(
+                    children.retry, turn, child.instead_of, session_id=session, holder=holder, now=self.clock.now()
+                )
+            else:
+                turn_id = turn.id
+                ring = await self._outside.asking(children.spawn, turn, session_id=session, holder=holder)
         except LeaseLost:
             self._lost()
-        if new:
-            self._outside.notices.ring(child.session_id, turn.queue)
+        for session_id, queue in ring:
+            self._outside.notices.ring(session_id, queue)
+        return turn_id
 
     async def _child(self, child: NewChild) -> NewTurn:
         """Validated like what a client submits."""

@@ -279,11 +279,9 @@ class Runner:
     async def _finish(self, run: Run, record: TurnRecord, outcome: Outcome) -> TurnRecord | None:
         lease, journal = run.lease, self._outside.journal
         event = outcome.event(record)
-        if (
-            outcome.status is not TurnStatus.SUCCEEDED
-        ):  # before the end is recorded: after it nobody would come back to this
-            rung = await self._outside.asking(children.cancel, record.id, holder=lease.claim)
-            for session_id, queue in rung:
+        if outcome.status is not TurnStatus.SUCCEEDED:
+            # before the end is recorded: after it nobody would come back to this
+            for session_id, queue in await self._outside.asking(children.cancel, record.id, holder=lease.claim):
                 self._outside.notices.ring(session_id, queue)
         kept = self._outside.clock.monotonic() - run.claimed_at < TIME_SLICE.total_seconds() and not run.draining
         done = await journal.write(

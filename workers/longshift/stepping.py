@@ -14,7 +14,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from longshift.calling import Caller
+from longshift.calling import GRANTED, Caller
 from longshift.contract import Verdict
 from longshift.errors import Diverged, InvalidInput, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
@@ -61,7 +61,7 @@ class Stepper:
             return await self.once(step, args, kwargs)
         scope = self.execution.scope()
         digest = step.digest(tuple(args), kwargs)
-        verdict = await self.calls.approved(step, args, kwargs, digest=digest)
+        verdict = GRANTED if step.tool is None else await self.calls.approved(step.tool, step, args, kwargs)
         call = self.execution.replay.call(scope, step.name, digest=digest)
         if call.diverged:
             await self._diverged(call, step.name, digest)

@@ -35,9 +35,10 @@ from longshift.tooling import (
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Tool(Generic[P, R]):
+class Tool(Generic[P, R_co]):
     """A function that acts on the world; call it like the function, but for its ``ToolCall``.
 
     Attributes:
@@ -58,20 +59,20 @@ class Tool(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<tool {self.name!r}, {self.effect}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Within a turn this is a step; inside another step, or outside a turn, the plain function."""
         definition, execution = self.__longshift_step__, current()
         if execution is None or running_step() is not None:
             call = self._as_function_async if definition.is_async else self._as_function
-            return cast(R, call(args, kwargs))
+            return cast(R_co, call(args, kwargs))
         if definition.is_async:
-            return cast(R, execution.perform(definition, args, kwargs))
+            return cast(R_co, execution.perform(definition, args, kwargs))
         if execution.in_loop:
             raise UsageError(
                 f"tool {self.name!r} is not async and would block the event loop: write `await "
                 f"turn.step({definition.name!r}, {self._original.__name__}, ...)`, or make it `async def`"
             )
-        return cast(R, execution.from_thread(execution.perform(definition, args, kwargs)))
+        return cast(R_co, execution.from_thread(execution.perform(definition, args, kwargs)))
 
     @cached_property
     def schema(self) -> dict[str, Json]:

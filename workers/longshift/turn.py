@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
@@ -24,6 +23,7 @@ from longshift.events import Kind
 from longshift.execution import Execution
 from longshift.model import CallStatus, Json, Prefix, parse_id, show_id
 from longshift.place import current, running_step
+from longshift.remembered import State
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
 
@@ -114,7 +114,13 @@ class Turn:
         """Run branches side by side; each counts its steps for itself. Results in the order given."""
         return await self._execution.branches.gather(branches)
 
-    async def race(self, *branches: Awaitable[T]) -> tuple[int, T]:
+    @overload
+    async def race(self, *branches: Awaitable[T]) -> tuple[int, T]: ...
+
+    @overload
+    async def race(self, *branches: Awaitable[Any]) -> tuple[int, Any]: ...
+
+    async def race(self, *branches: Awaitable[Any]) -> tuple[int, Any]:
         """Run branches side by side until the first one ends, and cancel the others: its place and its result.
 
         If the first one to end raises, so does this. Which one it was is recorded; a replay runs no other. What a loser
@@ -376,30 +382,6 @@ AWAY = Retry(longest=timedelta(seconds=10))
 """Pauses while a store is away."""
 FOREVER = timedelta(days=365)
 """No time limit of its own: the turn has its deadline."""
-
-
-class State(Mapping[str, Json]):
-    """What the agent remembers from turn to turn of its session: read like a mapping, written with ``await set()``."""
-
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
-
-    def __getitem__(self, name: str) -> Json:
-        return deepcopy(self._execution.context.state[name])  # changing it in place would not be remembered
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._execution.context.state)
-
-    def __len__(self) -> int:
-        return len(self._execution.context.state)
-
-    async def set(self, name: str, value: Json) -> None:
-        """Remember ``value`` (JSON) under ``name``; durable when this returns."""
-        await self._execution.add("$state", Kind.STATE_CHANGED, {"set": {name: value}})
-
-    async def unset(self, name: str) -> None:
-        """Forget ``name``, if it is there."""
-        await self._execution.add("$state", Kind.STATE_CHANGED, {"unset": [name]})
 
 
 def emit(text: str) -> None:

@@ -284,6 +284,7 @@ async def test_a_starter_whose_lock_is_held_is_not_gone_whatever_its_row_says(st
     async with stage.second() as alive:
         await alive.execute("SELECT pg_advisory_lock(4712)")
         assert not await tool_calls.starter_gone(stage.db, call.call.id, epoch=claim.epoch, lease_ttl=TTL)
+        await alive.execute("SELECT pg_advisory_unlock(4712)")
     assert await tool_calls.starter_gone(stage.db, call.call.id, epoch=claim.epoch, lease_ttl=TTL)
     assert not await tool_calls.starter_gone(stage.db, call.call.id, epoch=claim.epoch + 1, lease_ttl=TTL)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import text
 
-from longshift.db import mail
+from longshift.db import mail, retries
 from longshift.db.database import Database
+from longshift.db.intake import LOCK_SESSIONS, Entry, add_turns, admit
 from longshift.errors import LeaseLost
 from longshift.events import encode
 from longshift.model import Claim, MailKind, NewTurn
@@ -57,11 +60,14 @@ UPDATE sessions s SET mail_seq = s.mail_seq + 1,
 TELL = text(_TELL.format(which="AND c.id = ANY(CAST(:turns AS uuid[]))"))
 TELL_OLDEST = text(_TELL.format(which="ORDER BY c.ended_at LIMIT :limit"))
 
+MADE = text("SELECT 1 FROM turns WHERE id = :id")
+STANDING = ("scheduled", "queued", "running", "waiting", "succeeded")
+
 Rung = list[tuple[UUID, str]]
 
 
-async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim) -> bool:
-    """Start a turn in a session of its own, unless it is there; True: it is new (ring it).
+async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim) -> Rung:
+    """Start a turn in a session of its own, unless it is there. Returns (session, queue) to ring.
 
     Raises:
         LeaseLost: ``holder`` no longer holds the parent's session.
@@ -82,7 +88,37 @@ async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim)
     row = (await db.fetch(SPAWN, params))[0]
     if not row.held:
         raise LeaseLost(f"the lease on session {holder.session_id.hex} is gone")
-    return bool(row.made)
+    return [(session_id, turn.queue)] if row.made else []
+
+
+async def retry(
+    db: Database, turn: NewTurn, before: UUID, *, session_id: UUID, holder: Claim, now: datetime
+) -> tuple[UUID, Rung]:
+    """Start ``turn`` where the child ``before`` of the same session ended, unless that one, or a retry of it, is open or has
+    succeeded. Returns the turn that is there now, and (session, queue) to ring.
+
+    Raises:
+        LeaseLost: ``holder`` no longer holds the parent's session.
+    """
+    ring: Rung = []
+    async with db.transaction() as tx:
+        await tx.execute(LOCK_SESSIONS, {"sessions": [session_id, holder.session_id]})
+        await mail.check_holder(tx, holder)
+        old = (await tx.execute(retries.TURN, {"turn": before, "tenant": holder.tenant_id})).one()
+        chain = (await tx.execute(retries.CHAIN, {"session": session_id, "root": old.root_turn_id})).all()
+        standing = [row.id for row in chain if row.status in STANDING]
+        if standing or (await tx.execute(MADE, {"id": turn.id})).first() is not None:
+            return standing[-1] if standing else turn.id, ring
+        again = replace(
+            turn,
+            input=old.input,  # and not what the agent would ask for today: the child goes on with what it has begun
+            retry_of=before,
+            root_turn_id=old.root_turn_id if old.attempts or old.root_turn_id != before else None,
+        )
+        entry = Entry(again, session_id, create=False)
+        places = await admit(tx, [entry], tenant_id=holder.tenant_id, now=now, reject=False, ring=ring)
+        await add_turns(tx, [entry], places, tenant_id=holder.tenant_id, lifetime=timedelta(0))
+    return turn.id, ring
 
 
 async def tell(db: Database, turns: Collection[UUID]) -> Rung:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from longshift.db import approvals
 from longshift.db.database import Database, chunks
@@ -166,16 +167,8 @@ async def end_turns(
             owned = (await tx.execute(SESSIONS_OF, {"turns": list(chunk), "tenant": tenant_id})).all()
             sessions = {row.session_id for row in owned} | ({holder.session_id} if holder is not None else set())
             await tx.execute(LOCK_SESSIONS, {"sessions": list(sessions)})
-            if (
-                holder is not None
-                and (
-                    await tx.execute(
-                        STANDS, {"session": holder.session_id, "epoch": holder.epoch, "worker": holder.worker_id}
-                    )
-                ).first()
-                is None
-            ):
-                raise LeaseLost(f"the lease on session {holder.session_id.hex} is gone")
+            if holder is not None:
+                await check_holder(tx, holder)
             ids = [row.id for row in owned]
             error = encode({"code": status.value, "message": reason})
             done = (await tx.execute(END_UNSTARTED, {"turns": ids, "status": status.value, "error": error})).all()
@@ -189,6 +182,13 @@ async def end_turns(
                 }
                 ring += [(row.id, row.queue) for row in (await tx.execute(ADD_MAIL, mail)).all()]
     return ring
+
+
+async def check_holder(tx: AsyncConnection, holder: Claim) -> None:
+    """Raises LeaseLost: the session, which the caller has locked, is no longer ``holder``'s."""
+    params = {"session": holder.session_id, "epoch": holder.epoch, "worker": holder.worker_id}
+    if (await tx.execute(STANDS, params)).first() is None:
+        raise LeaseLost(f"the lease on session {holder.session_id.hex} is gone")
 
 
 async def open_of_batch(db: Database, batch_id: UUID, *, tenant_id: UUID) -> list[UUID]:

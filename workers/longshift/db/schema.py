@@ -9,7 +9,7 @@ has started. Everybody else writes mail (``turns`` that never started, ``mail``)
     who writes      what
     API             idempotency, sessions (counters, ready_at), turns (new; cancel before the start), mail, batches, artifacts
     holder          events, turns (start, suspend, finish), sessions (release), mail (consumed), approvals (open, close),
-                    tool_calls (start), checkpoints, passages
+                    tool_calls (start), checkpoints, passages; sessions and turns that its turn starts, word of their end
     whoever started a tool call     its outcome in tool_calls, also after losing the lease: that removes doubt
     operator, by the API            approvals (answer), tool_calls (settle)
     sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at)
@@ -226,7 +226,7 @@ turns = Table(
         postgresql_where=text("parent_turn_id IS NOT NULL AND ended_at IS NOT NULL AND NOT parent_told"),
     ),
     Index("ix_turns_run_after", "run_after", postgresql_where=text("status = 'scheduled'")),
-    Index("ix_turns_deadline", "deadline", postgresql_where=text(OPEN)),
+    Index("ix_turns_deadline", "deadline", postgresql_where=text(f"{OPEN} AND clock_stopped_at IS NULL")),
     postgresql_with={"fillfactor": "80"},
 )
 

@@ -34,6 +34,7 @@ I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
 Fakes = Mapping[Callable[..., Any] | Agent[Any, Any] | str, Any]
 QUIET = 0.002  # seconds without a running step after which a sleep is skipped
+SETTLED = 10  # turns of the event loop, in which whoever can go on does something that is seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +240,17 @@ class Attempt:
         return None
 
     async def _quiet(self, seconds: float | None) -> bool:
-        """Wait for something to happen; True: nothing did, for so long."""
+        """Wait for something to happen; True: nothing did, for so long, and nobody is about to do anything.
+
+        Time alone does not tell: on a busy machine it passes while this process does not run.
+        """
+        moves = self.outside.moves
         try:
             await asyncio.wait_for(self._wake.wait(), seconds)
         except TimeoutError:
-            return True
+            for _ in range(SETTLED):
+                await asyncio.sleep(0)
+            return self.outside.moves == moves and not self._wake.is_set()
         self._wake.clear()
         return False
 

@@ -50,6 +50,7 @@ class Outside:
         self.on_crash: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
         self.run_child: Callable[[NewChild], Awaitable[Mapping[str, Json]]] = _no_children
+        self.moves = 0  # grows with all that the agent asks for
         self.dead = False
         self.refused = False
         self.stopped = asyncio.Event()  # once it was: it stays set
@@ -64,6 +65,7 @@ class Outside:
 
     async def running(self) -> None:
         """Wait while the process is stopped."""
+        self.moves += 1
         await self._running.wait()
 
     async def awake(self) -> None:
@@ -232,12 +234,15 @@ class Outside:
         await self._fenced("end of an approval")
         self.world.post.close(approvals)
 
-    async def spawn(self, child: NewChild) -> None:
+    async def spawn(self, child: NewChild) -> UUID:
         await self._fenced(f"child {child.agent}")
+        if child.instead_of is not None and self.world.has_succeeded(child.instead_of):
+            return child.instead_of
         if child.id not in self.world.post.children:
             ended = await self.run_child(child)
             await self._fenced(f"child {child.agent}")
             self.world.post.children[child.id] = ended
+        return child.id
 
     async def _fenced(self, what: str) -> None:
         """As the lease decides it in Postgres."""

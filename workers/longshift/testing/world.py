@@ -19,7 +19,19 @@ from longshift.clock import Clock
 from longshift.contract import Question, Verdict
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
-from longshift.model import CallOutcome, CallStatus, Json, NewCall, Settlement, ToolCallRecord, TurnRecord, new_id
+from longshift.model import (
+    CallOutcome,
+    CallStatus,
+    Json,
+    NewCall,
+    Prefix,
+    Settlement,
+    ToolCallRecord,
+    TurnRecord,
+    TurnStatus,
+    new_id,
+    show_id,
+)
 from longshift.testing.ledger import Ledger
 from longshift.testing.points import ENDS, SIDES, Names, call_name, check_point
 from longshift.tooling import Absent, Done, Unknown
@@ -307,6 +319,13 @@ class World:
     def _call_facts(self) -> Any:
         record = self.record
         return {"session_id": record.session_id, "tenant_id": record.tenant_id, "now": self.time.clock.now()}
+
+    def has_succeeded(self, child: UUID) -> bool:
+        """Whether the log knows of a child that it did, as it stands in a turn that this one retries."""
+        name = show_id(Prefix.TURN, child)
+        keys = {event.key for event in self.log if event.kind == Kind.WAIT_BEGUN and event.payload.get("child") == name}
+        ended = (event.payload for event in self.log if event.kind == Kind.WAIT_ENDED and event.key in keys)
+        return any(payload.get("status") == TurnStatus.SUCCEEDED for payload in ended)
 
     # -- faults
 

@@ -23,6 +23,7 @@ from tests.integration.protocol.fuzz.worker import Worker
 
 T = TypeVar("T")
 TTL = 0.6  # seconds
+PATIENCE = timedelta(seconds=0.15)  # doubled five times at most, and so still shorter than ``Plan.stall``
 CLIENTS = 2
 OPEN = text("SELECT count(*) AS n, coalesce(sum(version), 0) AS moves FROM turns WHERE ended_at IS NULL")
 NOW = text("SELECT clock_timestamp() AS now")
@@ -211,6 +212,6 @@ class World:
         ring += await upkeep.promote(db)
         due = await upkeep.overdue(db)
         ring += await mail.end_turns(db, due, tenant_id=None, kind=MailKind.EXPIRE, reason="deadline")
-        late = await upkeep.undispatched(db, queue="default", patience=timedelta(seconds=0.5), limit=200)
+        late = await upkeep.undispatched(db, queue="default", patience=PATIENCE, limit=200)
         for session_id in [*(session_id for session_id, _ in ring), *late]:
             self.ring(session_id)

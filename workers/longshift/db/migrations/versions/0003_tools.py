@@ -11,6 +11,7 @@ branch_labels = None
 depends_on = None
 
 MOMENT = sa.DateTime(timezone=True)
+OPEN = "status IN ('scheduled', 'queued', 'running', 'waiting')"
 NOW = sa.text("clock_timestamp()")
 
 
@@ -45,6 +46,10 @@ def _turns() -> None:
         "turns",
         ["ended_at"],
         postgresql_where=sa.text("parent_turn_id IS NOT NULL AND ended_at IS NOT NULL AND NOT parent_told"),
+    )
+    op.drop_index("ix_turns_deadline", table_name="turns")
+    op.create_index(
+        "ix_turns_deadline", "turns", ["deadline"], postgresql_where=sa.text(f"{OPEN} AND clock_stopped_at IS NULL")
     )
 
 
@@ -116,6 +121,8 @@ def _tool_calls() -> None:
 def downgrade() -> None:
     op.drop_table("tool_calls")
     op.drop_table("approvals")
+    op.drop_index("ix_turns_deadline", table_name="turns")
+    op.create_index("ix_turns_deadline", "turns", ["deadline"], postgresql_where=sa.text(OPEN))
     op.drop_index("ix_turns_untold", table_name="turns")
     op.drop_index("ix_turns_parent", table_name="turns")
     op.drop_column("turns", "parent_told")

@@ -104,7 +104,7 @@ def test_twenty_children_are_gathered(fleet: Fleet, client: Client, workers: lis
 
     ended = client.wait(turn)
 
-    assert ended["output"] == [2 * n for n in range(20)]
+    assert ended["output"] == [*(2 * n for n in range(20)), 0]
     assert len({effect.turn for effect in fleet.effects(what="done")} - {turn["id"]}) >= 20
     assert_recorded_once(client.events(turn))
 

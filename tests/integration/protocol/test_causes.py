@@ -233,8 +233,8 @@ async def test_a_turn_whose_clock_is_stopped_is_not_overdue(stage: Stage) -> Non
 async def spawned(stage: Stage, claim: Claim, parent: UUID, *, session: UUID | None = None) -> tuple[UUID, UUID]:
     turn = NewTurn(agent="echo", input={}, queue="default", deadline=datetime.now(UTC) + HOUR, parent_turn_id=parent)
     session = session or new_id()
-    assert await children.spawn(stage.db, turn, session_id=session, holder=claim)
-    assert not await children.spawn(stage.db, turn, session_id=session, holder=claim), "it is there"
+    assert await children.spawn(stage.db, turn, session_id=session, holder=claim) == [(session, "default")]
+    assert await children.spawn(stage.db, turn, session_id=session, holder=claim) == [], "it is there"
     return session, turn.id
 
 
@@ -386,6 +386,32 @@ async def test_a_child_that_ends_between_the_look_and_the_leave_makes_the_sessio
 
     [(_, value)] = (await mail.look(stage.db, wanted))[0].found
     assert (value["reason"], value["status"]) == ("child", "succeeded")
+
+
+async def test_a_child_of_a_retried_turn_is_retried_unless_it_stands(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, turn = await spawned(stage, claim, parent)
+
+    async def again() -> tuple[UUID, children.Rung]:
+        now = datetime.now(UTC)
+        new = NewTurn("echo", "other", "default", parent_turn_id=parent, deadline=now + HOUR)
+        return await children.retry(stage.db, new, turn, session_id=session, holder=claim, now=now)
+
+    assert await again() == (turn, []), "it is open"
+    won = await stage.claim(session)
+    await log.start(stage.db, [start(won.claim, turn)])
+    failed = replace(finish(won.claim, turn, seq=2), status=TurnStatus.FAILED, output=None)
+    await log.finish(stage.db, [failed])
+    retried, ring = await again()
+
+    assert ring == [(session, "default")]
+    row = await stage.turn(retried)
+    assert (row["retry_of"], row["root_turn_id"], row["parent_turn_id"], row["input"]) == (turn, turn, parent, {})
+    assert (row["status"], row["position"]) == ("queued", 2)
+    assert await again() == (retried, []), "one of them is enough"
+    await taken_over(stage, claim)
+    with pytest.raises(LeaseLost):
+        await again()
 
 
 async def test_the_children_of_a_turn_that_ends_without_success_are_asked_to_end(stage: Stage) -> None:
