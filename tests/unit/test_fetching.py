@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -211,6 +211,19 @@ async def test_what_is_not_text_of_a_bearable_size_is_refused(
 async def test_a_bomb_is_defused_piece_by_piece() -> None:
     response = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(bomb(50_000_000)))
     assert max([len(piece) async for piece in _decoded(response, 1000)]) == 1001
+
+
+async def test_what_follows_the_end_of_compressed_text_is_not_read() -> None:
+    read: list[bytes] = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        for part in (bomb(10), b"more", b"and more"):
+            read.append(part)
+            yield part
+
+    response = httpx.Response(200, headers={"content-encoding": "gzip"}, content=parts())
+    assert len(b"".join([piece async for piece in _decoded(response, 1000)])) == 10
+    assert len(read) == 1
 
 
 async def test_an_answer_without_end_is_left(site: Running) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent as PydanticAgent
-from pydantic_ai import FunctionToolset, ModelRetry, RunContext
+from pydantic_ai import DeferredToolRequests, DeferredToolResults, FunctionToolset, ModelRetry, RunContext
 from pydantic_ai.capabilities import ModelFallback
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.exceptions import ApprovalRequired, ModelHTTPError
 from pydantic_ai.messages import (
     BinaryContent,
     ModelMessage,
@@ -576,3 +576,32 @@ def test_what_the_model_sees_of_a_tool_is_the_same_on_a_replay() -> None:
 
     run(in_turn(helper), "?", crash_at="before step.completed model:fake#2")
     assert contents == [[{"city": "Oslo", "degrees": 3}]] * 2
+
+
+@pytest.mark.parametrize("effect", ["read", "write", "irreversible"])
+def test_a_tool_that_asks_for_an_approval_itself_is_called_once_it_has_one(effect: Any) -> None:
+    paid: list[int] = []
+    helper = PydanticAgent(
+        Provider(calls(("pay", {"amount": 5})), says("done")).model,
+        output_type=[str, DeferredToolRequests],
+        capabilities=[LongshiftDurability(effects={"pay": effect})],
+    )
+
+    @helper.tool
+    async def pay(ctx: RunContext[object], amount: int) -> str:
+        if not ctx.tool_call_approved:
+            raise ApprovalRequired
+        paid.append(amount)
+        return "paid"
+
+    @agent("buyer")
+    async def buyer(turn: Turn, question: str) -> str:
+        asked = await helper.run(question)
+        assert isinstance(asked.output, DeferredToolRequests)
+        granted = DeferredToolResults(approvals={call.tool_call_id: True for call in asked.output.approvals})
+        answered = await helper.run(message_history=asked.all_messages(), deferred_tool_results=granted)
+        return str(answered.output)
+
+    for point in (None, "after step.completed @call_0/pay", "after ledger.end @call_0/pay"):
+        paid.clear()
+        assert (run(buyer, "?", crash_at=point).output, paid) == ("done", [5])

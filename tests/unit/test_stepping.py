@@ -65,6 +65,10 @@ def test_what_an_error_does_not_say_well_is_left_to_the_policy(error: Exception)
     assert Retry(first=timedelta(0)).pause(1, random=Random(1), error=error, now=NOON) == 0
 
 
+def test_however_many_tries_there_were_a_pause_has_its_longest() -> None:
+    assert 0 <= Retry(attempts=10_000, longest=timedelta(seconds=1)).pause(9_999, random=Random(1)) <= 1
+
+
 def test_a_long_pause_leaves_the_worker_and_the_tries_are_still_counted() -> None:
     tries = []
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from longshift.contract import Verdict
-from longshift.errors import Diverged, NotDone, TurnEvicted
+from longshift.errors import ControlFlow, Diverged, NotDone, TurnEvicted
 from longshift.events import Kind, encode
 from longshift.model import CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, parse_id
 from longshift.place import running_step, step_place
@@ -37,6 +37,8 @@ PATIENCE = 2
 """So many times the time-to-live of a lease a turn waits for somebody else to say how a call has ended."""
 FIRST_PAUSE = 1 / 20
 """Of that time-to-live: until it looks again."""
+LONGEST_NAME = 118
+"""Characters of a tool's name in that of the question what became of its call."""
 SLOWER = 1.5
 """So many times longer is the next pause, up to that time-to-live."""
 GRANTED = Verdict(granted=True)
@@ -147,8 +149,12 @@ class Caller:
         """What the tool's own code returns; ``check`` is called right before that code, in its thread."""
 
         def begin() -> None:
-            check()
-            trial.made = True
+            trial.made = True  # first: who finds that it is not made has said before that it is over
+            try:
+                check()
+            except BaseException:
+                trial.made = False
+                raise
             self._stepper.called(trial.step)
 
         token = making.set(Making(trial.call, begin))
@@ -167,7 +173,7 @@ class Caller:
         async with self.execution.port.underway.alone(trial.row.id):
             while True:
                 since = self.execution.port.clock.monotonic()
-                begun = await self.execution.port.begin_call(trial.row, over=over)
+                begun = await self._begin(trial, over=over)
                 if isinstance(begun, ToolCallRecord):
                     found = await self._found(trial, begun)
                     if not isinstance(found, _Again):
@@ -181,14 +187,25 @@ class Caller:
                     await self.execution.port.ready()
                     await self.execution.port.back_off(self._pause)
 
+    async def _begin(self, trial: Try, *, over: int | None) -> int | ToolCallRecord:
+        """Begin, unless it was called in this process, and how it ended could not be recorded: to the ledger that is a call
+        of the same holder, who may begin again."""
+        port = self.execution.port
+        if over is None and trial.row.id in port.underway.open_ends:
+            standing = await port.look_up_call(trial.row.id)
+            if standing is not None and standing.status is CallStatus.STARTED:
+                return standing
+        return await port.begin_call(trial.row, over=over)
+
     async def _call(self, trial: Try, *, since: float) -> Any:
         """The call itself, and the record of how it ended; that it was not made, too, since that leaves no doubt."""
         execution = self.execution
 
         def check() -> None:
             self._check(trial)
-            if not execution.port.may_call(since=since):
+            if trial.over or not execution.port.may_call(since=since):
                 raise TooLate
+            execution.port.underway.open_ends.add(trial.row.id)
 
         try:
             if not trial.announced:
@@ -204,10 +221,16 @@ class Caller:
                 try:
                     text = trial.step.encode(await self._made(trial, check=check))
                 except BaseException as error:
+                    trial.over = not isinstance(error, TooLate)
                     if not trial.made:
                         raise
                     return await self._broken(trial, error)
-                return await self._records.done(trial, text)
+                try:
+                    return await self._records.done(trial, text)
+                except Exception as error:
+                    if trial.row.id in execution.port.underway.open_ends:
+                        return await self._records.doubtful(trial, error)
+                    raise
         except BaseException as error:
             if not trial.made:
                 await self._records.end(trial, CallStatus.FAILED, error=NotDone(f"it was not called: {text_of(error)}"))
@@ -236,10 +259,15 @@ class Caller:
 
     async def _timed_out(self, trial: Try, error: TimeoutError) -> Any:
         """What it has sent may still arrive: that it is absent counts only when its time is over for anybody."""
-        if not trial.step.is_async or trial.spec.reconcile is None:  # a thread that timed out still runs
-            return await self._records.doubtful(trial, error)
+        run = running_step()
+        left_behind = not trial.step.is_async and run is not None and run.watch.expired  # its thread still runs
+        if left_behind or trial.spec.reconcile is None:
+            return await self._records.doubtful(trial, error, left_behind=left_behind)
         record = await self.execution.port.look_up_call(trial.row.id)
-        found = None if record is None else await self._found(trial, record, doubt=error)
+        try:
+            found = None if record is None else await self._found(trial, record, doubt=error)
+        except ControlFlow:  # nobody waits for the answer any more
+            return await self._records.doubtful(trial, error)
         return found.value if isinstance(found, _Value) else await self._records.failed(trial, error)
 
     # -- a call that somebody has started before
@@ -255,18 +283,18 @@ class Caller:
         give_up, pause = port.clock.now() + PATIENCE * port.lease_ttl, self._pause
         while record.status in (CallStatus.STARTED, CallStatus.UNKNOWN):
             trial.begun = record.attempts
+            # in this order: what is absent while its starter lives may come, and the starter be gone, a moment later
+            gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
             asked = await self._ask(trial)
             if isinstance(asked, Done):
                 return _Value(await self._records.done(trial, trial.step.encode(asked.result)))
-            gone = await port.starter_gone(trial.row.id, epoch=record.epoch)
             if isinstance(asked, Absent) and gone:
                 return _Again(over=record.epoch)
-            if isinstance(asked, Unknown):
-                if record.status is CallStatus.UNKNOWN:  # its starter has said all that it will
-                    break
-                if gone or doubt is not None or port.clock.now() >= give_up:
-                    doubt = doubt or Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
-                    return _Value(await self._records.doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
+            if record.status is CallStatus.UNKNOWN and (isinstance(asked, Unknown) or record.left_behind):
+                break  # its starter has said all that it will
+            if isinstance(asked, Unknown) and (gone or doubt is not None or port.clock.now() >= give_up):
+                doubt = doubt or Doubt(f"it was started at {record.started_at.isoformat(timespec='seconds')}")
+                return _Value(await self._records.doubtful(trial, doubt, reason=asked.reason, epoch=record.epoch))
             await port.back_off(pause)
             pause = min(SLOWER * pause, port.lease_ttl.total_seconds())
             self._check(trial)
@@ -279,13 +307,18 @@ class Caller:
         """What ``reconcile`` says; whatever else it does is no answer."""
         if trial.spec.reconcile is None:
             return Unknown()
-        question = StepDefinition(f"{trial.step.name}.reconcile", trial.spec.reconcile, timeout=trial.step.timeout)
+        name = f"{trial.step.name[:LONGEST_NAME]}.reconcile"
+        question = StepDefinition(name, trial.spec.reconcile, timeout=trial.step.timeout)
         try:
             answer = await self._stepper.once(question, (trial.call, *trial.args), trial.kwargs)
+            if isinstance(answer, Done):
+                trial.step.encode(answer.result)  # what cannot be the tool's result is no answer either
         except Exception as error:  # noqa: BLE001 - of the agent's author
             return Unknown(f"reconcile raised {type(error).__name__}: {text_of(error)}")
-        if isinstance(answer, Done | Absent | Unknown):
+        if isinstance(answer, Done | Absent):
             return answer
+        if isinstance(answer, Unknown):
+            return Unknown(text_of(answer.reason))
         return Unknown(f"reconcile returned a {type(answer).__name__}, not Done, Absent or Unknown")
 
     @property

@@ -286,6 +286,8 @@ async def _decoded(response: httpx.Response, most: int) -> AsyncIterator[bytes]:
     try:
         async for part in response.aiter_raw():
             yield unzip.decompress(part, most + 1)  # what is left of it does not matter: this is too much already
+            if unzip.eof:  # what comes after it has no end perhaps, and would all be kept
+                return
     except zlib.error as error:
         raise InvalidInput(f"it is not compressed as it says: {error}") from None
 

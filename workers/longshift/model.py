@@ -186,6 +186,11 @@ class ToolCallRecord:
     settled_by: UUID | None
     note: str | None
 
+    @property
+    def left_behind(self) -> bool:
+        """Whether its thread still ran when its time was over: only the end of that process ends the call."""
+        return self.error is not None and self.error.get("left_behind") is True
+
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRecord:

@@ -34,6 +34,7 @@ class Try:
         row: the call as the ledger has it.
         begun: how often it was started.
         made: the tool's own code has begun to run.
+        over: nobody waits for its thread any more; one that begins only now calls nothing.
         wanted: somebody waits for it; what has not been called by then will not be.
     """
 
@@ -45,6 +46,7 @@ class Try:
     row: NewCall
     begun: int = 0
     made: bool = False
+    over: bool = False
     wanted: bool = True
     announced: bool = False  # by tool.started
 
@@ -79,7 +81,7 @@ class Records:
         """Record the result (JSON text), and return what stands."""
         artifact = await self._laid_out(trial, text) if len(text) > INLINE else None
         outcome = CallOutcome(CallStatus.DONE, None if artifact else text, artifact_id=artifact)
-        standing = await self._execution.port.end_call(trial.row, outcome)
+        standing = await self._record(trial, outcome)
         return trial.step.decode(text) if standing is None else await self.stands(trial, standing)
 
     async def _laid_out(self, trial: Try, text: str) -> UUID | None:
@@ -94,11 +96,27 @@ class Records:
         return identity
 
     async def end(
-        self, trial: Try, status: CallStatus, *, error: BaseException, reason: str = "", epoch: int | None = None
+        self,
+        trial: Try,
+        status: CallStatus,
+        *,
+        error: BaseException,
+        reason: str = "",
+        epoch: int | None = None,
+        left_behind: bool = False,
     ) -> ToolCallRecord | None:
-        described = {"type": type(error).__name__, "message": text_of(error)} | ({"reason": reason} if reason else {})
-        outcome = CallOutcome(status, error=encode(described))
-        return await self._execution.port.end_call(trial.row, outcome, epoch=epoch)
+        described: dict[str, Json] = {"type": type(error).__name__, "message": text_of(error)}
+        if reason:
+            described["reason"] = reason
+        if left_behind:
+            described["left_behind"] = True
+        return await self._record(trial, CallOutcome(status, error=encode(described)), epoch=epoch)
+
+    async def _record(self, trial: Try, outcome: CallOutcome, *, epoch: int | None = None) -> ToolCallRecord | None:
+        port = self._execution.port
+        standing = await port.end_call(trial.row, outcome, epoch=epoch)
+        port.underway.open_ends.discard(trial.row.id)
+        return standing
 
     async def stands(self, trial: Try, record: ToolCallRecord) -> Any:
         """The outcome in the ledger as that of this try."""
@@ -129,9 +147,24 @@ class Records:
             return await self.stands(trial, standing)
         raise error
 
-    async def doubtful(self, trial: Try, error: BaseException, *, reason: str = "", epoch: int | None = None) -> Any:
-        """Nobody knows: an operator may find out. ``epoch``: of the start that is in doubt, if it was another's."""
-        standing = await self.end(trial, CallStatus.UNKNOWN, error=error, reason=reason, epoch=epoch)
+    async def doubtful(
+        self,
+        trial: Try,
+        error: BaseException,
+        *,
+        reason: str = "",
+        epoch: int | None = None,
+        left_behind: bool = False,
+    ) -> Any:
+        """Nobody knows: an operator may find out.
+
+        Args:
+            epoch: of the start that is in doubt, if it was another's.
+            left_behind: its thread still runs.
+        """
+        standing = await self.end(
+            trial, CallStatus.UNKNOWN, error=error, reason=reason, epoch=epoch, left_behind=left_behind
+        )
         if standing is not None and standing.status is not CallStatus.UNKNOWN:
             return await self.stands(trial, standing)
         message = f"{text_of(error)} ({reason})" if reason else text_of(error)
@@ -141,5 +174,5 @@ class Records:
         return OutcomeUnknown(trial.step.name, error_type=kind, error_message=message, call=trial.name)
 
 
-def text_of(error: BaseException) -> str:
-    return storable(str(error))[:ERROR_TEXT]
+def text_of(said: object) -> str:
+    return storable(str(said))[:ERROR_TEXT]

@@ -171,6 +171,8 @@ class Stepper:
                     return await value if inspect.isawaitable(value) else value
         except TimeoutError:
             if timer.expired():
+                if run is not None:
+                    run.watch.expired = True
                 raise TimeoutError(silence.verdict or f"no result within {limit:g} s") from None
             raise
         except (SystemExit, KeyboardInterrupt) as error:  # would end the worker

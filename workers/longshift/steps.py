@@ -48,7 +48,8 @@ class Retry:
         self, attempt: int, *, random: Random, error: Exception | None = None, now: datetime | None = None
     ) -> float:
         """Seconds to wait after the ``attempt``-th failure, which was ``error``, at the time ``now``."""
-        ceiling = min(self.longest.total_seconds(), self.first.total_seconds() * 2 ** (attempt - 1))
+        doubled = 2.0 ** min(attempt - 1, 64)  # tries that go on for days would leave the range of floats
+        ceiling = min(self.longest.total_seconds(), self.first.total_seconds() * doubled)
         asked = None if error is None or now is None else retry_after(error, now=now)
         return max(random.uniform(0, ceiling), asked or 0.0)
 

@@ -28,6 +28,7 @@ class UnderWay:
         self._clock = clock
         self._locks: dict[UUID, tuple[asyncio.Lock, int]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.open_ends: set[UUID] = set()  # irreversible calls that were made here, and how they ended is not recorded
         self._calls: dict[object, float] = {}  # when each of them has ended for certain, by the monotonic clock
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -54,8 +55,13 @@ class UnderWay:
         """Wait for ``work``, which goes on if whoever waits is cancelled."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for by nobody, if nobody waits any more: asyncio would log it; the ledger has it
 
     @contextmanager
     def calling(self, seconds: float) -> Iterator[None]:

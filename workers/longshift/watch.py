@@ -18,6 +18,7 @@ class Watch:
         self.clock = clock
         self.moved_at = clock.monotonic()
         self.over = threading.Event()  # nobody waits any more
+        self.expired = False  # for it took too long; if it runs in a thread, it still does
 
     def move(self) -> None:
         """The step shows progress."""

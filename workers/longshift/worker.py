@@ -208,6 +208,7 @@ class Worker:
         self._warden.close()
         logger.info("draining", extra={"turns": len(self._runs)})
         await self._leave_all()
+        await self._underway.finished()  # also the calls of turns that have ended without them
         await self._warden.closed()
 
     async def _leave_all(self) -> None:

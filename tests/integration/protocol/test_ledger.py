@@ -260,6 +260,21 @@ async def test_a_starter_is_gone_when_its_end_was_seen_or_its_time_is_over(stage
     assert found is gone
 
 
+async def test_time_does_not_end_a_call_whose_thread_was_left_behind_but_the_end_of_its_process_does(
+    stage: Stage,
+) -> None:
+    claim, turn = await stage.running()
+    call = start(claim, turn)
+    await begin(stage, call)
+    error = encode({"type": "TimeoutError", "message": "", "left_behind": True})
+    await tool_calls.end(stage.db, [Ending(claim, call.call, CallOutcome(CallStatus.UNKNOWN, error=error))])
+    await stage.hand.execute("UPDATE tool_calls SET started_at = clock_timestamp() - interval '1 hour'")
+
+    assert not await tool_calls.starter_gone(stage.db, call.call.id, epoch=claim.epoch, lease_ttl=TTL)
+    await stage.kill(claim.worker_id)
+    assert await tool_calls.starter_gone(stage.db, call.call.id, epoch=claim.epoch, lease_ttl=TTL)
+
+
 async def test_a_starter_whose_lock_is_held_is_not_gone_whatever_its_row_says(stage: Stage) -> None:
     worker = await stage.worker(lock_key=4712)
     claim, turn = await stage.running(worker)
@@ -316,6 +331,17 @@ async def test_a_turn_that_waits_for_the_end_of_a_doubt_is_woken_and_finds_it(st
     assert (await stage.row(call.claim.session_id))["ready"]
     [(_, value)] = (await mail.look(stage.db, wanted))[0].found
     assert (value["status"], value["result"]) == ("done", "paid")
+
+
+async def test_what_became_of_a_call_is_told_to_turns_of_its_own_session_only(stage: Stage) -> None:
+    call = await in_doubt(stage)
+    await settle(stage, call)
+    other, _ = await stage.running()
+
+    wanted = [Wanted(session, "call", "", call.call.id, 1) for session in (call.claim.session_id, other.session_id)]
+    looks = await mail.look(stage.db, wanted)
+
+    assert [len(looks[place].found) for place in (0, 1)] == [1, 0]
 
 
 async def test_of_two_operators_who_settle_at_once_one_wins(stage: Stage) -> None:

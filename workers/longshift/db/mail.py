@@ -99,7 +99,8 @@ SELECT a.place - 1 AS place, s.mail_seq, s.urgent, f.id, f.value
     UNION ALL
     SELECT c.id, c.ended_at, json_build_object('reason', 'call', 'status', c.status, 'result', c.result, 'error', c.error,
                                                'artifact', c.artifact_id, 'note', c.note)
-      FROM tool_calls c WHERE a.kind = 'call' AND c.id = a.ref AND c.status NOT IN ('started', 'unknown')) f ON true
+      FROM tool_calls c WHERE a.kind = 'call' AND c.id = a.ref AND c.session_id = a.session_id
+                          AND c.status NOT IN ('started', 'unknown')) f ON true
  ORDER BY a.place, f.created_at, f.id""")
 
 

@@ -109,9 +109,10 @@ RETURNING c.id""")
 
 # Gone for certain is who was seen to end, or whose connection has ended by itself. That somebody was silent for the whole
 # time-to-live proves nothing: it may be stopped, or cut off, and its call still be under way. (The server ends an idle
-# connection after that time, so the lock is gone then, too.)
+# connection after that time, so the lock is gone then, too.) Nor does time end a call whose thread was left behind.
 STARTER_GONE = text("""
-SELECT c.started_at + c.timeout + CAST(:ttl AS interval) < clock_timestamp()
+SELECT (c.started_at + c.timeout + CAST(:ttl AS interval) < clock_timestamp()
+        AND coalesce(c.error ->> 'left_behind', '') <> 'true')
        OR coalesce(w.dead_at IS NOT NULL AND (w.reported OR w.dead_at < w.heartbeat_at + CAST(:ttl AS interval))
                    AND NOT EXISTS (SELECT 1 FROM pg_locks k
                                     WHERE k.locktype = 'advisory' AND k.granted AND k.objsubid = 1

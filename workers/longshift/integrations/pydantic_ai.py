@@ -237,6 +237,8 @@ class _RecordedToolset(WrapperToolset[AgentDepsT]):
                 return await _outcome(self.wrapped.call_tool(name, tool_args, guarded, tool))
 
         told = cast(dict[str, Any], to_json(tool_args))
+        if ctx.tool_call_approved:  # another call than the one that was answered with ApprovalRequired
+            told["tool_call_approved"] = True
         try:
             outcome = await call_tool(
                 execution, name, ctx.tool_call_id, invoke, told, effect=effect, policy=self.capability.policy

@@ -114,7 +114,7 @@ class Ledger:
         row = self._rows.get(call_id)
         if row is None or row.epoch != epoch:
             return False
-        return dead or row.started_at + row.timeout + lease_ttl < now
+        return dead or (not row.left_behind and row.started_at + row.timeout + lease_ttl < now)
 
 
 def _may_begin(row: ToolCallRecord, *, epoch: int, over: int | None) -> bool:
