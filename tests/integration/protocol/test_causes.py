@@ -405,6 +405,21 @@ async def test_a_child_that_never_started_is_waited_for_in_its_retry(stage: Stag
     assert [value["status"] for _, value in (await mail.look(stage.db, wanted))[0].found] == ["succeeded"]
 
 
+async def test_the_retry_of_a_parent_does_not_adopt_a_child_that_has_yet_to_hear_that_it_ends(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    won = await stage.claim(session)
+    await log.start(stage.db, [start(won.claim, child)])
+    await children.cancel(stage.db, parent, holder=claim)
+    now = datetime.now(UTC)
+    new = NewTurn(agent="echo", input={}, queue="default", deadline=now + HOUR, parent_turn_id=parent)
+
+    for _ in range(2):
+        assert (await children.retry(stage.db, new, child, session_id=session, holder=claim, now=now))[0] == new.id
+
+    assert [(await stage.turn(turn))["status"] for turn in (child, new.id)] == ["running", "queued"]
+
+
 async def test_the_retry_of_a_parent_adopts_the_retry_of_a_child_that_never_started(stage: Stage) -> None:
     claim, parent = await stage.running()
     session, child = await spawned(stage, claim, parent)

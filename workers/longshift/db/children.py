@@ -106,7 +106,8 @@ async def retry(
         await mail.check_holder(tx, holder)
         old = (await tx.execute(retries.TURN, {"turn": before, "tenant": holder.tenant_id})).one()
         family = (await tx.execute(retries.FAMILY, {"session": session_id, "turn": before})).all()
-        standing = [row.id for row in family if row.status in STANDING]
+        # one that is told to end, as all are whose parent fails, may not have heard it yet: the new one comes after it
+        standing = [row.id for row in family if row.status in STANDING and not row.ending]
         if standing or (await tx.execute(MADE, {"id": turn.id})).first() is not None:
             return standing[-1] if standing else turn.id, ring
         again = replace(

@@ -16,6 +16,7 @@ from sqlalchemy import Row, text
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency, remember
 from longshift.db.intake import LOCK_SESSIONS, Accepted, Entry, add_turns, admit
+from longshift.db.leases import URGENT
 from longshift.errors import Conflict, NotFound
 from longshift.model import NewTurn, Prefix, TurnStatus, show_id
 
@@ -26,7 +27,7 @@ SELECT id, session_id, root_turn_id, agent, queue, input, metadata, traceparent,
 CHAIN = text("""
 SELECT id, status, first_seq FROM turns WHERE session_id = :session AND root_turn_id = :root ORDER BY id""")
 # not by their root: the retry of a turn that never started has one of its own
-FAMILY = text("""
+FAMILY = text(f"""
 WITH RECURSIVE before AS (
     SELECT id, retry_of FROM turns WHERE id = :turn
     UNION ALL
@@ -35,7 +36,8 @@ family AS (
     SELECT id FROM before WHERE retry_of IS NULL
     UNION ALL
     SELECT t.id FROM family f JOIN turns t ON t.session_id = :session AND t.retry_of = f.id)
-SELECT t.id, t.status FROM turns t WHERE t.id IN (SELECT id FROM family) ORDER BY t.id""")
+SELECT t.id, t.status, EXISTS (SELECT 1 FROM mail m WHERE m.session_id = :session AND m.turn_id = t.id AND {URGENT}) AS ending
+  FROM turns t WHERE t.id IN (SELECT id FROM family) ORDER BY t.id""")
 
 
 async def retry(
