@@ -344,6 +344,18 @@ async def test_what_became_of_a_call_is_told_to_turns_of_its_own_session_only(st
     assert [len(looks[place].found) for place in (0, 1)] == [1, 0]
 
 
+async def test_a_call_that_an_operator_lets_be_made_again_can_be_in_doubt_again(stage: Stage) -> None:
+    call = await in_doubt(stage)
+    await settle(stage, call, Settlement.NOT_DONE)
+    assert (await begin(stage, call)).attempts == 2
+    await end(stage, ending(call, CallStatus.UNKNOWN))
+
+    [record] = (await tool_calls.standing(stage.db, [call.call.id])).values()
+    assert (record.settled_at, record.settled_by, record.note) == (None, None, None)
+    await settle(stage, call)
+    assert await status(stage, call) == "done"
+
+
 async def test_of_two_operators_who_settle_at_once_one_wins(stage: Stage) -> None:
     call = await in_doubt(stage)
     async with stage.locked(call.claim.session_id):

@@ -79,6 +79,8 @@ class Ledger:
                 status=CallStatus.STARTED,
                 started_at=now,
                 ended_at=None,
+                settled_at=None,
+                note=None,
                 error=None,
                 turn_id=call.turn_id,
                 place=call.place,
