@@ -75,7 +75,8 @@ k AS MATERIALIZED (
      ORDER BY c.session_id, c.id FOR NO KEY UPDATE OF c),
 u AS (
     UPDATE tool_calls c SET status = 'started', attempts = c.attempts + 1, started_at = clock_timestamp(), ended_at = NULL,
-           settled_at = NULL, settled_by = NULL, note = NULL, error = NULL, turn_id = r.turn_id, place = r.place, worker_id = r.worker_id, epoch = r.epoch,
+           settled_at = NULL, settled_by = NULL, note = NULL, error = NULL,
+           turn_id = r.turn_id, place = r.place, worker_id = r.worker_id, epoch = r.epoch,
            timeout = r.timeout
       FROM k JOIN r ON r.id = k.id AND r.epoch = k.epoch
      WHERE c.id = k.id
