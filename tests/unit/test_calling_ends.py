@@ -257,6 +257,7 @@ async def test_that_nobody_hears_how_a_call_ended_is_nobodys_error() -> None:
     await asyncio.wait({waiting})
     go.set()
     await underway.idle()
+    del waiting  # its traceback has the task
     gc.collect()
 
     assert told == []
