@@ -154,12 +154,13 @@ async def test_what_does_not_fit_is_one_sentence_and_its_exit_code(run: Run) -> 
         (("settle", call), 2, "say one of --done, --not-done and --give-up"),
         (("settle", call, "--done", "--give-up"), 2, "say one of"),
         (("settle", call, "--not-done", "--result", "1"), 2, "with --done only"),
-        (("settle", call, "--done", "--result", "x"), 2, "not JSON"),
+        (("settle", call, "--done", "--result", "x"), 2, "--result is not JSON"),
         (("settle", call, "--done"), 3, "there is no tool call"),
         (("settle", turn, "--done"), 2, "not an identifier of the form call_"),
         (("approve", approval), 3, "there is no approval"),
         (("approvals", "bat_1"), 2, "not an identifier of the form"),
         (("signal", turn, "go"), 2, "not an identifier of the form ses_"),
+        (("signal", "ses_" + "0" * 32, "go", "x"), 2, "PAYLOAD is not JSON"),
         (("steps", turn), 3, "there is no turn"),
     ):
         said = await run(*arguments)

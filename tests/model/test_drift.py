@@ -90,7 +90,11 @@ RELIES = {
         "excluded.open_turns = 0 OR sessions.head_waiting THEN sessions.ready_at",
         "ELSE coalesce(sessions.ready_at, clock_timestamp())",
     ),
-    "mail.LOOK": ("s.mail_seq, EXISTS (SELECT 1 FROM mail m", "m.kind <> 'signal') AS urgent", "m.consumed_at IS NULL"),
+    "mail.LOOK": (
+        "s.mail_seq, EXISTS (SELECT 1 FROM mail m",
+        "m.kind IN ('cancel', 'expire', 'condemn')) AS urgent",
+        "m.consumed_at IS NULL",
+    ),
     "mail.ADD_SIGNAL": ("mail_seq = mail_seq + 1", "CASE WHEN open_turns > 0 THEN clock_timestamp() ELSE ready_at END"),
     "mail.ADD_MAIL": (
         "t.status IN ('queued', 'running', 'waiting')",

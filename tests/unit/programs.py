@@ -1,4 +1,4 @@
-"""Agents made up by hypothesis: trees of steps, branches, tasks, sleeps and messages, in JSON."""
+"""Agents made up by hypothesis: trees of steps, branches, tasks, waits and messages, in JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from longshift import Retry, StepFailed, Turn, agent, step
 
 LEAVES = ["work", "plain", "flaky", "fails", "nap", "sleep", "say", "set", "artifact", "now", "uuid", "random"]
+LEAVES += ["listen", "ask", "child"]
 FORKS = ["gather", "tasks", "group"]
+
+OTHERS: dict[str, Any] = {"signals": {"news": ["n"] * 99}, "approve": {"go": True}, "fake": {"kid": "grown"}}
+"""What the waits of any program wait for; the same for all of them, because branches may overtake each other."""
 
 leaves = st.sampled_from(LEAVES).map(lambda name: {"do": name})
 programs = st.recursive(
@@ -82,6 +86,12 @@ async def leaf(turn: Turn, do: str, place: str) -> Any:
             return await turn.sleep(0.25)
         case "sleep":
             return await turn.sleep(3600)
+        case "listen":
+            return await turn.wait_for("news", timeout=3600)
+        case "ask":
+            return (await turn.approval("go", show=place)).granted
+        case "child":
+            return await (await turn.spawn("kid", place))
         case "say":
             return await turn.say({"at": place})
         case "set":

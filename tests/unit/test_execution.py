@@ -55,12 +55,12 @@ NESTED: list[Any] = [  # the tasks between do nothing durable before their child
 @example(NESTED)
 def test_a_crash_after_any_event_changes_nothing(program: list[Any]) -> None:
     programs.forget()
-    undisturbed = run(interpreter, program)
+    undisturbed = run(interpreter, program, **programs.OTHERS)
     expected = undisturbed.output
     for crash_after in range(1, len(undisturbed.events) + 1):
         programs.forget()
         log: list[Event] = []
-        result = run(interpreter, program, crash_after=crash_after, log=log)
+        result = run(interpreter, program, crash_after=crash_after, log=log, **programs.OTHERS)
         assert result.output == expected
         assert result.unused == ()
         assert Counter(kinds(result)) - Counter({Kind.TURN_STARTED: 99, Kind.TURN_WAITING: 99}) == kinds(
@@ -68,7 +68,9 @@ def test_a_crash_after_any_event_changes_nothing(program: list[Any]) -> None:
         ) - Counter({Kind.TURN_STARTED: 99, Kind.TURN_WAITING: 99})
         assert_recorded_steps_ran_once(result.events, crash_after)
         assert {place: values for place, values in programs.seen.items() if len(values) > 1} == {}
-        assert len({e.key for e in result.events if e.key}) == sum(e.key is not None for e in result.events)
+        recorded = [(e.key, e.kind == Kind.WAIT_ENDED) for e in result.events if e.key]
+        assert len(set(recorded)) == len(recorded)
+        assert result.late == ()
 
 
 def assert_recorded_steps_ran_once(events: tuple[Event, ...], crash_after: int) -> None:
@@ -89,7 +91,7 @@ def test_the_context_that_an_agent_leaves_is_the_fold_of_its_log(program: list[A
         return {"state": dict(turn.state), "history": list(turn.history)}
 
     programs.forget()
-    result = run(watching, program)
+    result = run(watching, program, **programs.OTHERS)
     before_the_end = fold(result.events[:-1])
     assert result.output == {"state": before_the_end.state, "history": before_the_end.history}
 

@@ -229,10 +229,10 @@ def test_any_agent_survives_a_crash_and_a_pause_at_any_of_its_points(
     program: list[Any], fault: str, data: st.DataObject
 ) -> None:
     programs.forget()
-    undisturbed = run(programs.interpreter, program)
+    undisturbed = run(programs.interpreter, program, **programs.OTHERS)
     options: dict[str, Any] = {fault: data.draw(st.sampled_from(points_of(undisturbed.events)))}
     programs.forget()
-    result = run(programs.interpreter, program, **options)
+    result = run(programs.interpreter, program, **options, **programs.OTHERS)
     assert result.output == undisturbed.output
     assert (result.unused, result.late) == ((), ())
     assert [event.seq for event in result.events] == list(range(1, len(result.events) + 1))

@@ -77,6 +77,15 @@ def test_a_turn_that_nobody_signals_expires() -> None:
     assert "nothing brought signal news" in str(result.error)
 
 
+def test_it_expires_too_where_only_its_tasks_wait() -> None:
+    @agent("tasks")
+    async def tasks(turn: Turn, _: None) -> list[Any]:
+        return list(await asyncio.gather(turn.wait_for("news"), turn.approval("go")))
+
+    assert run(tasks, None, signals={"news": [1]}, approve={"go": True}).output[0] == 1
+    assert run(tasks, None).status is TurnStatus.EXPIRED
+
+
 def test_a_payload_is_read_as_the_type_that_is_asked_for() -> None:
     @agent("typed")
     async def typed(turn: Turn, _: None) -> int:
@@ -435,6 +444,20 @@ def test_a_retry_keeps_what_came_and_waits_again_for_what_did_not() -> None:
 
     assert (unanswered.status, unsignalled.status) == (TurnStatus.FAILED, TurnStatus.FAILED)
     assert (result.output, result.unread) == ([1, True, 2], {"a": ["not again"]})
+
+
+def test_a_retry_waits_for_another_signal_if_the_agent_could_not_read_the_first() -> None:
+    @agent("reviewed")
+    async def reviewed(turn: Turn, _: None) -> int:
+        return (await turn.wait_for("review", type=Review)).stars
+
+    log: list[Any] = []
+    failed = run(reviewed, None, log=log, signals={"review": [{"stars": "many"}]})
+    result = run(reviewed, None, log=log, retry=failed, signals={"review": [{"stars": 4}]})
+
+    assert failed.error is not None
+    assert failed.error["message"].startswith("the payload of signal 'review' does not fit: stars: Input should be")
+    assert result.output == 4
 
 
 def test_a_retry_asks_again_what_nobody_had_answered_when_its_turn_ended() -> None:

@@ -18,8 +18,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
 
 from longshift.contract import Cause, CauseKind, Found, NewChild, Question, Verdict
 from longshift.errors import UsageError
@@ -44,6 +46,7 @@ class Wait:
     facts: Mapping[str, Json]
     timeout: timedelta | None = None
     stops_clock: bool = False
+    reads: TypeAdapter[Any] | None = None  # of the payload: what it refuses, the agent cannot go on with
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +101,8 @@ class Awaiting:
             if cause.kind is CauseKind.APPROVAL:
                 await self._ask(cause, begun, scope)
             due = datetime.fromisoformat(begun["until"]) if begun["until"] is not None else None
-            ended = await self._end(call.key, await self._until(cause, due, stops_clock=wait.stops_clock), scope)
+            found = await self._until(cause, due, stops_clock=wait.stops_clock)
+            ended = await self._end(call.key, found, scope, reads=wait.reads)
         scope.now = max(scope.now, datetime.fromisoformat(ended["at"]))
         return ended
 
@@ -150,8 +154,15 @@ class Awaiting:
         waiter.looked = False
         await self._look_for(waiter)
 
-    async def _end(self, key: str, found: Found | None, scope: Scope) -> Mapping[str, Json]:
+    async def _end(
+        self, key: str, found: Found | None, scope: Scope, *, reads: TypeAdapter[Any] | None
+    ) -> Mapping[str, Json]:
         ended: dict[str, Json] = {"reason": TIMEOUT} if found is None else dict(found.value)
+        if reads is not None and "payload" in ended:
+            try:
+                reads.validate_json(json.dumps(ended["payload"]))
+            except ValidationError:
+                ended["misfit"] = True  # a retry waits again
         ended["at"] = self.execution.port.clock.now().isoformat()
         signal = found.id if found is not None and found.cause.kind is CauseKind.SIGNAL else None
         text = encode(ended)  # of any size: it was accepted as a signal or a result before

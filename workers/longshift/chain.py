@@ -20,7 +20,8 @@ def carried(events: Sequence[Event], *, turn_id: UUID) -> list[Event]:
     """``events`` of a chain of turns, as the turn ``turn_id`` at its end replays them.
 
     Of earlier turns these are left out, so that they run again: failures that the agent did not get over (of steps, of waits
-    for which nothing came in time, of children), waits that had not ended, and tries that were counted.
+    for which nothing came in time or nothing that could be read, of children), waits that had not ended, and tries that
+    were counted.
     """
     by_turn: dict[UUID | None, list[Event]] = {}
     for event in events:
@@ -55,7 +56,8 @@ def _failed(event: Event) -> bool:
             return True
         case Kind.WAIT_ENDED:
             reason = event.payload.get("reason")
-            return reason == "timeout" or (reason == "child" and event.payload.get("status") != TurnStatus.SUCCEEDED)
+            failed = reason == "child" and event.payload.get("status") != TurnStatus.SUCCEEDED
+            return failed or reason == "timeout" or "misfit" in event.payload
     return False
 
 

@@ -227,7 +227,9 @@ class Runner:
         """A cancel, an expiry or a verdict that came before this attempt."""
         if run.lease.claim.mail_seq == 0:
             return None
-        mail = await self._outside.asking(leases.urgent_mail, worker_id=run.lease.claim.worker_id)
+        mail = await self._outside.asking(
+            leases.urgent_mail, worker_id=run.lease.claim.worker_id, session_id=run.lease.session_id
+        )
         return next((m for m in mail if m.turn_id == record.id), None)
 
     async def _restore(self, run: Run, record: TurnRecord, *, started: datetime) -> Execution:

@@ -37,6 +37,7 @@ TRICKLE = 10
 """Sessions rung in a pass even while wake-ups are queued: one of those may have been lost for good."""
 TRICKLE_AFTER = timedelta(seconds=30)
 FORGET_EVERY = timedelta(minutes=5)
+FORGET_AT_ONCE = 1000
 KEYS_AFTER = timedelta(hours=24)
 WORKERS_AFTER = timedelta(days=1)
 """A TTL, many times over: a tombstone protects against the claim of a worker that wakes from a long pause."""
@@ -132,5 +133,8 @@ class Sweeper:
     async def forget(self) -> None:
         now = self._clock.monotonic()
         if now - self._last_forget > FORGET_EVERY.total_seconds():
-            self._last_forget = now
-            await upkeep.forget(self._db, keys_after=KEYS_AFTER, workers_after=WORKERS_AFTER)
+            rows = await upkeep.forget(
+                self._db, keys_after=KEYS_AFTER, workers_after=WORKERS_AFTER, limit=FORGET_AT_ONCE
+            )
+            if rows < FORGET_AT_ONCE:  # else there may be more: the next pass goes on
+                self._last_forget = now

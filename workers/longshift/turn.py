@@ -158,17 +158,21 @@ class Turn:
 
         Raises:
             WaitTimeout: none came in time.
-            InvalidInput: the payload is no ``type``. The signal is consumed.
+            InvalidInput: the payload is no ``type``. The signal is consumed; if the turn fails by it, a retry waits for
+                another one.
         """
         length = _length(timeout) if timeout is not None else None
-        ended = await self._execution.awaiting.wait(Wait("$wait_for", {"signal": name}, length))
+        adapter = TypeAdapter(type)
+        ended = await self._execution.awaiting.wait(Wait("$wait_for", {"signal": name}, length, reads=adapter))
         if ended["reason"] == TIMEOUT:
             raise WaitTimeout(f"no signal {name!r} came within {length}")
         try:
-            return TypeAdapter(type).validate_json(json.dumps(ended["payload"]))
+            return adapter.validate_json(json.dumps(ended["payload"]))
         except ValidationError as error:
             places = [{"path": "/".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()]
-            raise InvalidInput(f"the payload of signal {name!r} does not fit: {places[0]}", errors=places) from None
+            where = f"{places[0]['path']}: " if places[0]["path"] else ""
+            text = f"the payload of signal {name!r} does not fit: {where}{places[0]['message']}"
+            raise InvalidInput(text, errors=places) from None
 
     async def approval(
         self,

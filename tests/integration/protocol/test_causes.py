@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import TextClause, text
 
 from longshift.db import approvals, children, leases, log, mail, retries, upkeep, views
+from longshift.db.database import Params
 from longshift.db.mail import Wanted
 from longshift.errors import AlreadyAnswered, LeaseLost
 from longshift.events import Kind, NewEvent
-from longshift.model import Claim, NewTurn, TurnStatus, new_id
+from longshift.model import Claim, NewTurn, Prefix, TurnStatus, new_id, show_id
 from tests.integration.protocol.stage import Stage, append, finish, leave, start
 
 HOUR = timedelta(hours=1)
@@ -51,6 +54,35 @@ async def test_a_look_finds_the_oldest_signals_of_a_name_as_of_one_moment(stage:
     assert [value["payload"] for _, value in seen.found] == [0, 1]
     assert (seen.mail_seq, seen.urgent) == (claim.mail_seq + 3, False)
     assert (await look(stage, claim, "other")).found == []
+
+
+async def test_a_look_reads_no_more_signals_than_it_wants(stage: Stage) -> None:
+    """Thousands may have come first: to read all of them for each would be quadratic."""
+    claim, _ = await stage.running()
+    await stage.hand.execute(
+        "INSERT INTO mail (id, session_id, kind, name) SELECT gen_random_uuid(), %s, 'signal', 'go'"
+        " FROM generate_series(1, 2000)",
+        (claim.session_id,),
+    )
+    await stage.hand.execute("ANALYZE mail")
+
+    wanted = {"session": [claim.session_id], "kind": ["signal"], "name": ["go"], "ref": [None], "most": [2]}
+    assert await rows_of(stage, mail.LOOK, wanted, table="mail") == 2
+    held = {"worker": claim.worker_id, "session": claim.session_id}
+    assert await rows_of(stage, leases.MAIL_OF_SESSION, held, table="mail") == 0
+
+
+async def rows_of(stage: Stage, statement: TextClause, params: Params, *, table: str) -> int:
+    """The rows of ``table`` that a statement reads."""
+    [row] = await stage.db.fetch(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"), params)
+
+    def read(node: Mapping[str, Any]) -> int:
+        own: int = (
+            node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if node.get("Relation Name") == table else 0
+        )
+        return round(own * float(node["Actual Loops"])) + sum(read(child) for child in node.get("Plans", ()))
+
+    return read(row[0][0]["Plan"])
 
 
 async def test_a_look_says_that_somebody_wants_the_turn_to_end(stage: Stage) -> None:
@@ -161,6 +193,20 @@ async def test_of_an_answer_and_the_end_of_the_time_one_counts(stage: Stage, fir
     assert refused == (first == "close")
 
 
+async def test_an_answer_names_the_key_behind_it_as_the_api_does(stage: Stage) -> None:
+    claim, turn = await stage.running()
+    by, keyless = new_id(), new_id()
+    approval = new_id()
+    for each, key in ((approval, by), (keyless, None)):
+        await ask(stage, claim, turn, each)
+        await approvals.answer(stage.db, each, tenant_id=stage.tenant, answer=True, by=key)
+
+    wanted = [Wanted(claim.session_id, "approval", "", each, 1) for each in (approval, keyless)]
+    seen = await mail.look(stage.db, wanted)
+
+    assert [value["by"] for n in (0, 1) for _, value in seen[n].found] == [show_id(Prefix.KEY, by), None]
+
+
 async def test_an_answer_that_waits_for_the_closing_statement_is_refused(stage: Stage) -> None:
     claim, turn = await stage.running()
     approval = new_id()
@@ -225,6 +271,24 @@ async def test_a_turn_whose_clock_is_stopped_is_not_overdue(stage: Stage) -> Non
     await stage.hand.execute("UPDATE turns SET deadline = now()")
 
     assert await upkeep.overdue(stage.db) == turns[1:]
+
+
+async def test_a_stopped_clock_goes_on_when_nobody_has_the_agent(stage: Stage) -> None:
+    """Its wait may be over, but only its agent could tell: without a deadline it would come and go for ever."""
+    claim, turn = await stage.running()
+    before = (await stage.turn(turn))["deadline"]
+    await log.leave(stage.db, [replace(leave(claim, turn, seq=2, seen=claim.mail_seq), stops_clock=True)])
+    await stage.hand.execute("UPDATE turns SET clock_stopped_at = clock_stopped_at - interval '1 hour'")
+    await stage.signal(claim.session_id)
+    won = await stage.claim(claim.session_id)
+
+    assert await leases.release(stage.db, won.claim, delay=timedelta(seconds=5))
+
+    row = await stage.turn(turn)
+    assert (row["status"], row["clock_stopped_at"]) == ("waiting", None)
+    assert HOUR <= row["deadline"] - before < HOUR + timedelta(minutes=1)
+    await stage.hand.execute("UPDATE turns SET deadline = now()")
+    assert await upkeep.overdue(stage.db) == [turn]
 
 
 # ----------------------------------------------------------------------------------------------------------- children
@@ -323,6 +387,50 @@ async def test_the_retry_of_a_parent_waits_for_the_retry_of_its_child(stage: Sta
     assert value["status"] == "succeeded"
     assert (await stage.turn(child_again))["parent_turn_id"] == parent
     assert (await stage.turn(again))["status"] == "queued"
+
+
+async def test_a_child_that_never_started_is_waited_for_in_its_retry(stage: Stage) -> None:
+    """As most are whose parent fails at once; the retry of such a turn has a root of its own."""
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    await children.cancel(stage.db, parent, holder=claim)
+    await failed(stage, claim, parent, seq=2)
+    await retried(stage, parent)
+    again = await retried(stage, child)
+    wanted = [Wanted(claim.session_id, "child", "", child, 1)]
+
+    assert not (await mail.look(stage.db, wanted))[0].found
+    await ended(stage, session, again)
+
+    assert [value["status"] for _, value in (await mail.look(stage.db, wanted))[0].found] == ["succeeded"]
+
+
+async def test_the_retry_of_a_parent_does_not_adopt_a_child_that_has_yet_to_hear_that_it_ends(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    won = await stage.claim(session)
+    await log.start(stage.db, [start(won.claim, child)])
+    await children.cancel(stage.db, parent, holder=claim)
+    now = datetime.now(UTC)
+    new = NewTurn(agent="echo", input={}, queue="default", deadline=now + HOUR, parent_turn_id=parent)
+
+    for _ in range(2):
+        assert (await children.retry(stage.db, new, child, session_id=session, holder=claim, now=now))[0] == new.id
+
+    assert [(await stage.turn(turn))["status"] for turn in (child, new.id)] == ["running", "queued"]
+
+
+async def test_the_retry_of_a_parent_adopts_the_retry_of_a_child_that_never_started(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    await children.cancel(stage.db, parent, holder=claim)
+    by_hand = await retried(stage, child)
+    now = datetime.now(UTC)
+    new = NewTurn(agent="echo", input={}, queue="default", deadline=now + HOUR, parent_turn_id=parent)
+
+    assert await children.retry(stage.db, new, child, session_id=session, holder=claim, now=now) == (by_hand, [])
+    await ended(stage, session, by_hand)
+    assert await children.retry(stage.db, new, child, session_id=session, holder=claim, now=now) == (by_hand, [])
 
 
 async def test_the_children_of_a_turn_end_with_the_retry_that_has_taken_them_over(stage: Stage) -> None:

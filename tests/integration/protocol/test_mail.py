@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
+from longshift.clock import Clock
 from longshift.db import leases, log, mail, upkeep
 from longshift.model import Claim, MailKind, TurnStatus
+from longshift.sweeper import Sweeper
 from tests.integration.protocol.stage import Stage, finish, leave, start
 
 NAIVE_LEAVE = text(log.LEAVE.text.replace("s.mail_seq <> r.seen OR", "false AND s.mail_seq <> r.seen OR"))
@@ -184,6 +187,27 @@ async def test_an_expired_wait_is_rung_like_any_ready_session(stage: Stage) -> N
     claim, _ = await waiting(stage, datetime.now(UTC) - timedelta(seconds=1))
 
     assert await upkeep.undispatched(stage.db, queue="default", patience=timedelta(0), limit=9) == [claim.session_id]
+
+
+async def test_the_sweeper_goes_on_forgetting_until_little_is_left(stage: Stage) -> None:
+    """A thousand rows every five minutes would be fewer than a busy fleet makes."""
+    await stage.hand.execute(
+        "INSERT INTO mail (id, session_id, kind, consumed_at)"
+        " SELECT gen_random_uuid(), gen_random_uuid(), 'signal', now() - interval '2 days' FROM generate_series(1, 1500)"
+    )
+    nothing = cast(Any, None)
+    sweeper = Sweeper(stage.db, nothing, heartbeat=nothing, config=nothing, clock=Clock(monotonic=lambda: 1e6))
+    left = []
+    for _ in range(3):
+        await sweeper.forget()
+        left.append((await stage.one("SELECT count(*) AS n FROM mail"))["n"])
+        if left[-1] == 0:
+            await stage.hand.execute(
+                "INSERT INTO mail (id, session_id, kind, consumed_at)"
+                " VALUES (gen_random_uuid(), gen_random_uuid(), 'signal', now() - interval '2 days')"
+            )
+
+    assert left == [500, 0, 1], "then it pauses"
 
 
 async def test_the_sweeper_forgets_mail_of_ended_turns_and_never_that_of_open_ones(stage: Stage) -> None:

@@ -68,6 +68,14 @@ async def test_what_never_started_begins_anew(stage: Stage) -> None:
     new = await stage.turn((await retry(stage, turn)).resource_id)
 
     assert (new["retry_of"], new["root_turn_id"]) == (turn, new["id"])
+    with pytest.raises(Conflict, match="already being retried"):
+        await retry(stage, turn)
+    await stage.cancel(new["id"])
+    third = (await retry(stage, new["id"])).resource_id
+    for earlier in (turn, new["id"]):
+        with pytest.raises(Conflict, match="already being retried"):
+            await retry(stage, earlier)
+    assert (await stage.turn(third))["status"] == "queued"
 
 
 async def test_what_has_not_ended_or_has_succeeded_is_not_retried(stage: Stage) -> None:

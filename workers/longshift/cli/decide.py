@@ -127,7 +127,7 @@ def settle(
         raise UsageError("say one of --done, --not-done and --give-up")
     if result is not None and not done:
         raise UsageError("--result is what the tool returned: say it with --done only")
-    value = inputs.read_input(result)
+    value = inputs.read_input(result, name="--result")
     call = ask(lambda client: client.settle(id_, chosen[0], result=value, note=note))
     if json:
         put_json(call)
@@ -148,7 +148,7 @@ def signal(
     json: AsJson = False,
 ) -> None:
     """Send a signal to a session: to the turn that waits for it, now or later. Prints its id."""
-    value = inputs.read_input(payload)
+    value = inputs.read_input(payload, name="PAYLOAD")
     sent = ask(lambda client: client.signal(session, name, value, idempotency_key=idempotency_key))
     if json:
         put_json(sent)

@@ -12,8 +12,12 @@ from longshift.errors import InvalidInput
 from longshift.model import Json
 
 
-def read_input(given: str | None) -> Json:
-    """The input of a turn: JSON, ``@file`` with JSON, ``-`` for standard input; nothing is null.
+def read_input(given: str | None, *, name: str = "INPUT") -> Json:
+    """The input of a turn or the like: JSON, ``@file`` with JSON, ``-`` for standard input; nothing is null.
+
+    Args:
+        given: by the user.
+        name: what the help calls it.
 
     Raises:
         InvalidInput: it is not JSON, or the file cannot be read.
@@ -24,7 +28,9 @@ def read_input(given: str | None) -> Json:
         return _parsed(sys.stdin.buffer.read(), "standard input")
     if given.startswith("@"):
         return _parsed(read_bytes(Path(given[1:])), given[1:])
-    return _parsed(given.encode("utf-8", "surrogateescape"), "INPUT")
+    return _parsed(
+        given.encode("utf-8", "surrogateescape"), name, hint=""": write text in quotes, for example '"text"'"""
+    )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -60,14 +66,13 @@ def _opened(source: str) -> Iterator[bytes]:
         raise InvalidInput(f"cannot read {source!r}: {error.strerror}") from None
 
 
-def _parsed(data: bytes, where: str) -> Json:
+def _parsed(data: bytes, where: str, *, hint: str = "") -> Json:
     try:
         return json.loads(data.decode("utf-8-sig"), parse_constant=_refused)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{where} is not UTF-8, from byte {error.start} on") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        hint = """: write text in quotes, for example '"text"'""" if where == "INPUT" else ""
         raise InvalidInput(f"{where} is not JSON: {error.msg} at {place}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{where} is not usable JSON: {error}") from None

@@ -105,8 +105,9 @@ async def retry(
         await tx.execute(LOCK_SESSIONS, {"sessions": [session_id, holder.session_id]})
         await mail.check_holder(tx, holder)
         old = (await tx.execute(retries.TURN, {"turn": before, "tenant": holder.tenant_id})).one()
-        chain = (await tx.execute(retries.CHAIN, {"session": session_id, "root": old.root_turn_id})).all()
-        standing = [row.id for row in chain if row.status in STANDING]
+        family = (await tx.execute(retries.FAMILY, {"session": session_id, "turn": before})).all()
+        # one that is told to end, as all are whose parent fails, may not have heard it yet: the new one comes after it
+        standing = [row.id for row in family if row.status in STANDING and not row.ending]
         if standing or (await tx.execute(MADE, {"id": turn.id})).first() is not None:
             return standing[-1] if standing else turn.id, ring
         again = replace(

@@ -69,11 +69,18 @@ HEAD = text(f"""
 SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = :session AND t.status IN ('queued', 'running', 'waiting')
  ORDER BY t.position LIMIT 1""")
 
+# A turn that waits with its clock stopped came because that wait may be over. Nobody knows while nobody runs its agent, and
+# so the clock goes on: it would have no deadline if nobody ever does.
 RELEASE = text("""
-UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
-       ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() + CAST(:delay AS interval) END
- WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
-RETURNING ready_at IS NOT NULL AS more""")
+WITH s AS (
+    UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
+           ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() + CAST(:delay AS interval) END
+     WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
+    RETURNING id, ready_at IS NOT NULL AS more),
+t AS (
+    UPDATE turns SET deadline = deadline + (clock_timestamp() - clock_stopped_at), clock_stopped_at = NULL FROM s
+     WHERE turns.session_id = s.id AND turns.status = 'waiting' AND turns.clock_stopped_at IS NOT NULL)
+SELECT more FROM s""")
 
 HELD = text("SELECT id, lease_epoch FROM sessions WHERE lease_worker = :worker")
 # by epoch: whatever the worker has claimed since it read what it holds is none of these
@@ -87,10 +94,14 @@ UPDATE sessions s SET lease_worker = NULL, lease_epoch = nextval('epochs'), disp
        ready_at = CASE WHEN s.open_turns > 0 THEN clock_timestamp() END
   FROM v WHERE s.id = v.id RETURNING s.id, s.queue""")
 
-MAIL = text("""
+URGENT = "m.consumed_at IS NULL AND m.kind IN ('cancel', 'expire', 'condemn')"
+"""Not "all but signals": a session may hold thousands of those, which the index then has no need to show."""
+_MAIL = f"""
 SELECT m.id, m.session_id, m.turn_id, m.kind, m.name, m.payload
   FROM mail m JOIN sessions s ON s.id = m.session_id
- WHERE s.lease_worker = :worker AND m.consumed_at IS NULL AND m.kind <> 'signal' ORDER BY m.created_at""")
+ WHERE s.lease_worker = :worker AND {URGENT}"""
+MAIL = text(f"{_MAIL} ORDER BY m.created_at")
+MAIL_OF_SESSION = text(f"{_MAIL} AND s.id = :session ORDER BY m.created_at")
 MAIL_SEQ = text("SELECT mail_seq FROM sessions WHERE id = :session")
 
 SERVE = text("""
@@ -177,9 +188,12 @@ async def reconcile(db: Database, *, worker_id: UUID, orphans: Collection[Key]) 
     return [(row.id, row.queue) for row in rows]
 
 
-async def urgent_mail(db: Database, *, worker_id: UUID) -> list[MailRecord]:
-    """Cancels and expiries for the sessions that this worker holds."""
-    rows = await db.fetch(MAIL, {"worker": worker_id})
+async def urgent_mail(db: Database, *, worker_id: UUID, session_id: UUID | None = None) -> list[MailRecord]:
+    """Cancels and expiries for the sessions that this worker holds, or for that one of them."""
+    if session_id is None:
+        rows = await db.fetch(MAIL, {"worker": worker_id})
+    else:
+        rows = await db.fetch(MAIL_OF_SESSION, {"worker": worker_id, "session": session_id})
     return [MailRecord(r.id, r.session_id, r.turn_id, MailKind(r.kind), r.name, r.payload) for r in rows]
 
 

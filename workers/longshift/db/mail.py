@@ -18,6 +18,7 @@ from longshift.db import approvals
 from longshift.db.database import Database, chunks
 from longshift.db.idempotency import Idempotency, remember
 from longshift.db.intake import LOCK_SESSIONS, Accepted
+from longshift.db.leases import URGENT
 from longshift.errors import LeaseLost, NotFound
 from longshift.events import encode
 from longshift.model import Claim, Json, MailKind, Prefix, TurnStatus, new_id, show_id
@@ -70,29 +71,29 @@ SELECT a.id FROM mail m JOIN approvals a ON a.session_id = m.session_id AND a.tu
  WHERE m.id = :id AND a.answered_at BETWEEN m.created_at AND m.consumed_at""")
 # One statement, so that what is found and ``mail_seq`` are of one moment. Whether the caller still holds the session does not
 # matter: what it makes of this is fenced.
-LOOK = text("""
+LOOK = text(f"""
 WITH a AS MATERIALIZED (
     SELECT * FROM unnest(CAST(:session AS uuid[]), CAST(:kind AS text[]), CAST(:name AS text[]), CAST(:ref AS uuid[]),
                          CAST(:most AS bigint[])) WITH ORDINALITY AS a(session_id, kind, name, ref, most, place)),
 s AS MATERIALIZED (
-    SELECT s.id, s.mail_seq, EXISTS (SELECT 1 FROM mail m WHERE m.session_id = s.id AND m.consumed_at IS NULL
-                                                            AND m.kind <> 'signal') AS urgent
+    SELECT s.id, s.mail_seq, EXISTS (SELECT 1 FROM mail m WHERE m.session_id = s.id AND {URGENT}) AS urgent
       FROM sessions s WHERE s.id = ANY(CAST(:session AS uuid[])))
 SELECT a.place - 1 AS place, s.mail_seq, s.urgent, f.id, f.value
   FROM a JOIN s ON s.id = a.session_id
   LEFT JOIN LATERAL (
-    (SELECT m.id, m.created_at, json_build_object('reason', 'signal', 'payload', m.payload) AS value FROM mail m
-      WHERE a.kind = 'signal' AND m.session_id = a.session_id AND m.consumed_at IS NULL AND m.kind = 'signal'
-        AND m.name = a.name ORDER BY m.created_at, m.id LIMIT a.most)
+    SELECT g.id, g.created_at, json_build_object('reason', 'signal', 'payload', g.payload) AS value FROM (
+        SELECT m.id, m.created_at, m.payload FROM mail m
+         WHERE a.kind = 'signal' AND m.session_id = a.session_id AND m.consumed_at IS NULL AND m.kind = 'signal'
+           AND m.name = a.name ORDER BY m.created_at, m.id LIMIT a.most) g
     UNION ALL
     SELECT p.id, p.answered_at, CASE WHEN p.answered_at IS NULL THEN json_build_object('reason', 'timeout')
            ELSE json_build_object('reason', 'answer', 'granted', p.answer -> 'granted', 'comment', p.answer -> 'comment',
-                                  'by', p.answered_by) END
+                                  'by', 'key_' || replace(CAST(p.answered_by AS text), '-', '')) END
       FROM approvals p WHERE a.kind = 'approval' AND p.id = a.ref AND coalesce(p.answered_at, p.closed_at) IS NOT NULL
     UNION ALL
     SELECT t.id, t.ended_at, json_build_object('reason', 'child', 'status', t.status, 'output', t.output, 'error', t.error)
-      FROM turns c CROSS JOIN LATERAL (  -- the child, or the newest turn that retries it
-            SELECT * FROM turns n WHERE n.session_id = c.session_id AND n.root_turn_id = c.root_turn_id
+      FROM turns c CROSS JOIN LATERAL (  -- the child, or the newest turn that retries it: they share their parent
+            SELECT * FROM turns n WHERE n.session_id = c.session_id AND n.parent_turn_id IS NOT DISTINCT FROM c.parent_turn_id
              ORDER BY n.position DESC LIMIT 1) t
      WHERE a.kind = 'child' AND c.id = a.ref AND t.status IN ('succeeded', 'failed', 'cancelled', 'expired')
     UNION ALL

@@ -1,7 +1,7 @@
 """A turn that has ended without success, once more: a new turn at the end of its session's order, with the same root.
 
-It replays what the turns before it have recorded (``longshift.chain``), so that it goes on from the last step. Of the turns
-with one root at most one is open, and none follows one that has succeeded.
+It replays what the turns before it have recorded (``longshift.chain``), so that it goes on from the last step. Of a turn and
+all its retries at most one is open, and none follows one that has succeeded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sqlalchemy import Row, text
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency, remember
 from longshift.db.intake import LOCK_SESSIONS, Accepted, Entry, add_turns, admit
+from longshift.db.leases import URGENT
 from longshift.errors import Conflict, NotFound
 from longshift.model import NewTurn, Prefix, TurnStatus, show_id
 
@@ -25,6 +26,18 @@ SELECT id, session_id, root_turn_id, agent, queue, input, metadata, traceparent,
  WHERE id = :turn AND tenant_id = :tenant""")
 CHAIN = text("""
 SELECT id, status, first_seq FROM turns WHERE session_id = :session AND root_turn_id = :root ORDER BY id""")
+# not by their root: the retry of a turn that never started has one of its own
+FAMILY = text(f"""
+WITH RECURSIVE before AS (
+    SELECT id, retry_of FROM turns WHERE id = :turn
+    UNION ALL
+    SELECT t.id, t.retry_of FROM before b JOIN turns t ON t.id = b.retry_of),
+family AS (
+    SELECT id FROM before WHERE retry_of IS NULL
+    UNION ALL
+    SELECT t.id FROM family f JOIN turns t ON t.session_id = :session AND t.retry_of = f.id)
+SELECT t.id, t.status, EXISTS (SELECT 1 FROM mail m WHERE m.session_id = :session AND m.turn_id = t.id AND {URGENT}) AS ending
+  FROM turns t WHERE t.id IN (SELECT id FROM family) ORDER BY t.id""")
 
 
 async def retry(
@@ -58,8 +71,7 @@ async def retry(
             if known is not None:
                 return Accepted(known, replayed=True)
         await tx.execute(LOCK_SESSIONS, {"sessions": [old.session_id]})
-        chain = (await tx.execute(CHAIN, {"session": old.session_id, "root": old.root_turn_id})).all()
-        _check(chain, turn_id)
+        _check((await tx.execute(FAMILY, {"session": old.session_id, "turn": turn_id})).all(), turn_id)
         entry = Entry(new, old.session_id, create=False)
         places = await admit(tx, [entry], tenant_id=tenant_id, now=now, reject=False, ring=ring)
         await add_turns(tx, [entry], places, tenant_id=tenant_id, lifetime=lifetime)
@@ -88,10 +100,10 @@ def _again(old: Row[Any], *, agent_version: str | None, deadline: datetime | Non
     )
 
 
-def _check(chain: Sequence[Row[Any]], turn_id: UUID) -> None:
+def _check(family: Sequence[Row[Any]], turn_id: UUID) -> None:
     """Raises Conflict: it is not the time for a retry, or too late."""
     name = show_id(Prefix.TURN, turn_id)
-    for row in chain:
+    for row in family:
         status, other = TurnStatus(row.status), show_id(Prefix.TURN, row.id)
         if status.terminal and status is not TurnStatus.SUCCEEDED:
             continue

@@ -272,7 +272,11 @@ mail = Table(
     Column("payload", JSON),
     Column("created_at", Moment, nullable=False, server_default=NOW),
     Column("consumed_at", Moment, comment="when the holder recorded it"),
-    Index("ix_mail_session", "session_id", postgresql_where=text("consumed_at IS NULL")),
+    # in the order in which a look takes signals, so that it reads no more of them than it wants
+    Index(
+        "ix_mail_unread", "session_id", "kind", "name", "created_at", "id", postgresql_where=text("consumed_at IS NULL")
+    ),
+    Index("ix_mail_read", "consumed_at", postgresql_where=text("consumed_at IS NOT NULL")),
 )
 
 approvals = Table(

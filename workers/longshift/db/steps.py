@@ -6,7 +6,7 @@ A retry goes on from what the turns before it recorded, so a turn is read togeth
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -46,6 +46,7 @@ SELECT n.key, n.seq, n.kind, e.payload, clock_timestamp() AS now
 
 WaitKind = Literal["timer", "signal", "approval", "child", "call", "retry"]
 _RACE = re.compile(r"(?P<scope>(?:.*/)?)\$race#\d+\Z", re.DOTALL)
+_BRANCH = re.compile(r"(?<![^/])\d+\.\d+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ async def steps(db: Database, turn: TurnRecord, *, after: int = 0, limit: int = 
 async def waiting_for(db: Database, turn: TurnRecord) -> list[Wait]:
     """What a waiting turn waits for, in the order in which it began to."""
     rows = await db.fetch(WAITS, _chain(turn))
-    races = [(found["scope"], row.seq) for row in rows if (found := _RACE.match(row.key))]
+    races = {found["scope"]: row.seq for row in rows if (found := _RACE.match(row.key))}  # the newest of each scope
     return [wait for row in rows if not _lost(row, races) and (wait := _wait(row)) is not None]
 
 
@@ -116,10 +117,10 @@ def _step(row: Row[Any]) -> StepRecord:
     )
 
 
-def _lost(row: Row[Any], races: Sequence[tuple[str, int]]) -> bool:
+def _lost(row: Row[Any], races: Mapping[str, int]) -> bool:
     """Whether a wait is over because its branch has lost a race. A scope has one group of branches at a time, so when a race
     in it is decided, all that its branches had begun is over."""
-    return any(row.seq < seq and re.match(rf"{re.escape(scope)}\d+\.\d+/", row.key) for scope, seq in races)
+    return any(row.seq < races.get(row.key[: branch.start()], 0) for branch in _BRANCH.finditer(row.key))
 
 
 def _wait(row: Row[Any]) -> Wait | None:

@@ -22,6 +22,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 
 from longshift.db.database import Database
+from longshift.db.leases import URGENT
 
 PATIENCE = 3
 """Deaths in a row without a recorded step after which an unexplained one makes a suspect, and a lonely one is the last."""
@@ -163,15 +164,17 @@ SELECT t.id FROM turns t
                                           AND m.consumed_at IS NULL)
  ORDER BY t.deadline LIMIT :limit""")
 
-FORGET_KEYS = text("""
+FORGET_KEYS = text(f"""
 DELETE FROM idempotency WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM idempotency WHERE created_at < clock_timestamp() - CAST(:age AS interval) LIMIT :limit))""")
+    SELECT ctid FROM idempotency WHERE created_at < {NOW} - CAST(:age AS interval) ORDER BY created_at LIMIT :limit))""")
 # mail that came while its turn was just ending is never read by anybody
-FORGET_MAIL = text("""
+FORGET_UNREAD = text(f"""
 DELETE FROM mail WHERE id = ANY(ARRAY(
-    SELECT m.id FROM mail m LEFT JOIN turns t ON t.id = m.turn_id
-     WHERE m.consumed_at <= clock_timestamp() - CAST(:age AS interval)
-        OR t.ended_at <= clock_timestamp() - CAST(:age AS interval) LIMIT :limit))""")
+    SELECT m.id FROM mail m JOIN turns t ON t.id = m.turn_id
+     WHERE {URGENT} AND t.ended_at <= clock_timestamp() - CAST(:age AS interval) LIMIT :limit))""")
+FORGET_MAIL = text(f"""
+DELETE FROM mail WHERE id = ANY(ARRAY(
+    SELECT id FROM mail WHERE consumed_at <= {NOW} - CAST(:age AS interval) ORDER BY consumed_at LIMIT :limit))""")
 FORGET_WORKERS = text("""
 DELETE FROM workers w WHERE w.dead_at < clock_timestamp() - CAST(:age AS interval)
    AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker = w.id)""")
@@ -261,7 +264,9 @@ async def overdue(db: Database, *, limit: int = 500) -> Sequence[UUID]:
 
 
 async def forget(db: Database, *, keys_after: timedelta, workers_after: timedelta, limit: int = 1000) -> int:
-    """Delete idempotency keys, read mail and tombstones that no longer serve anything; the number of rows."""
-    keys = await db.execute(FORGET_KEYS, {"age": keys_after, "limit": limit})
-    keys += await db.execute(FORGET_MAIL, {"age": keys_after, "limit": limit})
-    return keys + await db.execute(FORGET_WORKERS, {"age": workers_after})
+    """Delete idempotency keys, read mail and tombstones that no longer serve anything; the number of rows, of each kind at
+    most ``limit``."""
+    rows = 0
+    for statement in (FORGET_KEYS, FORGET_MAIL, FORGET_UNREAD):
+        rows += await db.execute(statement, {"age": keys_after, "limit": limit})
+    return rows + await db.execute(FORGET_WORKERS, {"age": workers_after})

@@ -34,6 +34,7 @@ I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
 Fakes = Mapping[Callable[..., Any] | Agent[Any, Any] | str, Any]
 QUIET = 0.002  # seconds without a running step after which a sleep is skipped
+SILENCE = 500  # times QUIET, after which what a turn waits for is not expected any more
 SETTLED = 10  # turns of the event loop, in which whoever can go on does something that is seen
 
 
@@ -224,7 +225,7 @@ class Attempt:
 
     async def _watch(self, task: asyncio.Task[Outcome], execution: Rehearsal) -> Left | None:
         """Wait until the agent ends, its worker dies or every branch waits (the answer: for what)."""
-        quiet, time, post = False, self._world.time, self._world.post
+        quiet, silence, missing, time = False, 0, execution.awaiting.missing, self._world.time
         while not (self._stop or task.done()):
             if execution.waits.idle:
                 waits = execution.waits
@@ -235,7 +236,11 @@ class Attempt:
                     await execution.awaiting.look()
                 elif due is not None:
                     time.jump(due)
-            quiet = await self._quiet(None if due is None and not (post.asked or self._world.doubts) else QUIET)
+                elif silence > SILENCE:  # a branch that waits for the others does not count as waiting
+                    return Left(None, stops_clock=False, missing=missing)
+            missing = execution.awaiting.missing
+            silence = silence + 1 if quiet and missing and due is None else 0
+            quiet = await self._quiet(QUIET if due is not None or missing or self._world.doubts else None)
             await self.outside.running()
         return None
 

@@ -17,6 +17,7 @@ NOW = sa.text("clock_timestamp()")
 
 def upgrade() -> None:
     _turns()
+    _mail()
     _approvals()
     _tool_calls()
 
@@ -51,6 +52,13 @@ def _turns() -> None:
     op.create_index(
         "ix_turns_deadline", "turns", ["deadline"], postgresql_where=sa.text(f"{OPEN} AND clock_stopped_at IS NULL")
     )
+
+
+def _mail() -> None:
+    unread = ["session_id", "kind", "name", "created_at", "id"]
+    op.create_index("ix_mail_unread", "mail", unread, postgresql_where=sa.text("consumed_at IS NULL"))
+    op.create_index("ix_mail_read", "mail", ["consumed_at"], postgresql_where=sa.text("consumed_at IS NOT NULL"))
+    op.drop_index("ix_mail_session", table_name="mail")
 
 
 def _approvals() -> None:
@@ -121,6 +129,9 @@ def _tool_calls() -> None:
 def downgrade() -> None:
     op.drop_table("tool_calls")
     op.drop_table("approvals")
+    op.create_index("ix_mail_session", "mail", ["session_id"], postgresql_where=sa.text("consumed_at IS NULL"))
+    op.drop_index("ix_mail_read", table_name="mail")
+    op.drop_index("ix_mail_unread", table_name="mail")
     op.drop_index("ix_turns_deadline", table_name="turns")
     op.create_index("ix_turns_deadline", "turns", ["deadline"], postgresql_where=sa.text(OPEN))
     op.drop_index("ix_turns_untold", table_name="turns")
