@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from longshift import Retry, StepFailed, Turn, agent, step
+from longshift import Absent, Done, Retry, StepFailed, ToolCall, Turn, agent, step, tool
 from tests.chaos.plans import Mischief, Part, Plan, context_of
 
 EFFECTS = os.open(Path(os.environ["CHAOS_FOLDER"]) / "effects.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -169,6 +169,28 @@ async def _values(turn: Turn, name: str, value: int) -> int:
     return 0
 
 
+def sent(call: ToolCall, turn: str, name: str) -> Done[int] | Absent:
+    """The file says what was sent."""
+    lines = map(json.loads, (Path(os.environ["CHAOS_FOLDER"]) / "effects.jsonl").read_text().splitlines())
+    return Done(1) if any(line["what"] == "sent" and line["key"] == call.key for line in lines) else Absent()
+
+
+# Of a worker that vanishes unseen it is certain only after timeout and time-to-live that its call comes to nothing: together
+# that must be longer than a freeze, or a worker could be stopped between the question whether it may call, and the call.
+@tool(effect="irreversible", reconcile=sent, timeout=timedelta(seconds=8))
+async def send(call: ToolCall, turn: str, name: str) -> int:
+    """What nobody can take back, and no receiver recognises."""
+    await asyncio.sleep(0.1)
+    line = {"what": "sent", "turn": turn, "step": name, "attempt": call.attempt, "pid": os.getpid(), "key": call.key}
+    os.write(EFFECTS, json.dumps({**line, "at": time.monotonic()}).encode() + b"\n")
+    await asyncio.sleep(0.1)
+    return 1
+
+
+async def _send(turn: Turn, name: str, value: int) -> int:
+    return await send(turn.id, name)
+
+
 PARTS: Mapping[Part, Callable[[Turn, str, int], Awaitable[int]]] = {
     "step": _step,
     "effect": _effect,
@@ -181,6 +203,7 @@ PARTS: Mapping[Part, Callable[[Turn, str, int], Awaitable[int]]] = {
     "thread": _thread,
     "retry": _retry,
     "values": _values,
+    "send": _send,
 }
 
 

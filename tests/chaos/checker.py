@@ -40,6 +40,7 @@ CHECKS: Mapping[Callable[[Evidence], Iterator[str]], Callable[[Evidence], int]] 
     checks_logs.finished_steps_do_not_run_again: lambda e: _noted(e, "begun"),
     checks_logs.recorded_steps_have_run: lambda e: _kinds(e, "step.completed"),
     checks_logs.effects_keep_their_key: lambda e: _noted(e, "effect"),
+    checks_logs.irreversible_effects_happen_once: lambda e: _noted(e, "sent"),
     checks_logs.values_stay: lambda e: _noted(e, "value"),
     checks_logs.contexts_are_the_fold: lambda e: _noted(e, "entered", "left"),
     checks_rest.answers_keep_the_contract: lambda e: e.answers,

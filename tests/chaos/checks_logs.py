@@ -130,6 +130,17 @@ def effects_keep_their_key(found: Evidence) -> Iterator[str]:
     yield from (f"the key {key} was used for {sorted(who)}" for key, who in owners.items() if len(who) > 1)
 
 
+def irreversible_effects_happen_once(found: Evidence) -> Iterator[str]:
+    """An irreversible tool is never called twice, and has been called if its turn succeeded."""
+    sent = Counter((effect.turn, effect.step) for effect in found.effects if effect.what == "sent")
+    yield from (f"{turn}: {name} was sent {n} times" for (turn, name), n in sent.items() if n > 1)
+    by_turn = Counter(turn for turn, _ in sent)
+    for turn in found.turns.values():
+        parts = turn["input"].get("parts", ()) if isinstance(turn["input"], dict) else ()
+        if turn["status"] == "succeeded" and by_turn[turn["id"]] != parts.count("send"):
+            yield f"{turn['id']} succeeded, and sent {by_turn[turn['id']]} of {parts.count('send')}"
+
+
 def values_stay(found: Evidence) -> Iterator[str]:
     """``turn.now()``, ``turn.uuid()`` and ``turn.random`` are the same in every attempt."""
     values: dict[tuple[str, str], set[str]] = defaultdict(set)

@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-Part = Literal["step", "effect", "gather", "nap", "sleep", "state", "say", "artifact", "thread", "retry", "values"]
+Part = Literal[
+    "step", "effect", "gather", "nap", "sleep", "state", "say", "artifact", "thread", "retry", "values", "send"
+]
 WORTH: Mapping[Part, int] = {
     "step": 1,
     "effect": 1,
@@ -22,6 +24,7 @@ WORTH: Mapping[Part, int] = {
     "thread": 1,
     "retry": 1,
     "values": 0,
+    "send": 1,
 }
 """What each part adds to the result: a client knows the answer beforehand."""
 PLAIN: tuple[Part, ...] = ("step", "effect", "sleep", "state")

@@ -69,6 +69,7 @@ def good() -> Evidence:
         effect(FIRST, "begun", "one", at=1.0),
         effect(FIRST, "effect", "one", at=1.1, key="k1"),
         effect(FIRST, "done", "one", at=2.0),
+        effect(FIRST, "sent", "letter", at=2.0, key="s1"),
         effect(FIRST, "begun", "two", at=2.1),  # and then its worker died
         effect(FIRST, "effect", "two", at=2.2, key="k2"),
         effect(FIRST, "value", "three", at=2.3, value=[1]),
@@ -92,7 +93,7 @@ def good() -> Evidence:
         by_key={"c0-1": [FIRST, FIRST], "c0-2": [SECOND], "c0-3": [POISON]},
         seen=[Seen(FIRST, "queued"), Seen(FIRST, "running"), Seen(FIRST, "succeeded", 2)],
         turns={
-            FIRST: turn(FIRST, output=2),
+            FIRST: turn(FIRST, output=2) | {"input": {"parts": ["send"]}},
             SECOND: turn(SECOND, output=1, position=2),
             POISON: turn(POISON, status="failed", error={"code": "crash_loop"}, position=3),
         },

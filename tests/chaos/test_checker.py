@@ -253,6 +253,16 @@ def two_effects_share_a_key(found: Evidence) -> None:
     found.effects.append(effect(SECOND, "effect", "only", key="k1"))
 
 
+@doctored("irreversible effects happen once")
+def a_letter_is_sent_twice(found: Evidence) -> None:
+    found.effects.append(effect(FIRST, "sent", "letter", attempt=2, key="s1"))
+
+
+@doctored("irreversible effects happen once")
+def a_letter_is_never_sent(found: Evidence) -> None:
+    found.effects = [each for each in found.effects if each.what != "sent"]
+
+
 @doctored("values stay")
 def a_recorded_value_changes(found: Evidence) -> None:
     found.effects.append(effect(FIRST, "value", "three", attempt=2, value=[2]))
