@@ -638,23 +638,27 @@ def test_a_fake_may_have_the_call_and_a_fake_may_be_a_result() -> None:
 def test_an_irreversible_call_goes_on_when_its_turn_is_cancelled() -> None:
     letters: list[str] = []
 
-    @tool(effect="irreversible")
-    async def send() -> str:
-        await asyncio.sleep(0.02)
-        letters.append("sent" if not cancelled() else "given up")
-        return "sent"
-
     @agent("impatient")
     async def impatient(turn: Turn, _: Any) -> str:
+        begun, left = asyncio.Event(), asyncio.Event()
+
+        @tool(effect="irreversible")
+        async def send() -> str:
+            begun.set()
+            await left.wait()
+            letters.append("sent" if not cancelled() else "given up")
+            return "sent"
+
         task = asyncio.create_task(send())
-        done, _waiting = await asyncio.wait({task}, timeout=0.005)
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return f"{len(done)} done"
+        left.set()
+        return "not sent yet" if not letters else "sent before"
 
     result = run(impatient, None)
-    assert (result.output, letters, status(result)) == ("0 done", ["sent"], ("done", 1))
+    assert (result.output, letters, status(result)) == ("not sent yet", ["sent"], ("done", 1))
 
 
 def test_the_errors_of_a_turn_that_leaves_are_no_failures_of_the_tool() -> None:
