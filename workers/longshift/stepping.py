@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +33,10 @@ ERROR_TEXT = 2000
 
 LONG = timedelta(seconds=5)
 """Pauses between two tries that are shorter stay on the worker; the longer ones are waits like any other."""
+
+
+UNWATCHED = nullcontext()
+"""Around a try of a step that may be silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class Stepper:
                 if pause >= LONG.total_seconds():
                     return Pause(attempt, port.clock.now() + timedelta(seconds=pause), _failure(step, error))
             finally:
-                run.watch.over.set()
+                run.watch.over = True
                 step_place.reset(token)
             await port.back_off(pause)
             attempt += 1
@@ -158,12 +162,13 @@ class Stepper:
         """One try of the step's function, within its time limits."""
         limit = (step.timeout or self.execution.port.step_timeout).total_seconds()
         run = running_step()
-        silence = Silence(run.watch if run is not None else Watch(self.execution.port.clock), step.progress)
+        silence = Silence(run.watch, step.progress) if run is not None and step.progress is not None else None
         try:
             async with asyncio.timeout(limit if step.is_async else None) as timer:
-                with silence.broken_by(timer):
+                with UNWATCHED if silence is None else silence.broken_by(timer):
                     if step.is_async:
-                        silence.begin()
+                        if silence is not None:
+                            silence.begin()
                         return await step.function(*args, **kwargs)
                     call = partial(copy_context().run, partial(step.function, *args, **kwargs))
                     timed = partial(self._timed, call, timer=timer, limit=limit, silence=silence)
@@ -173,7 +178,8 @@ class Stepper:
             if timer.expired():
                 if run is not None:
                     run.watch.expired = True
-                raise TimeoutError(silence.verdict or f"no result within {limit:g} s") from None
+                verdict = silence.verdict if silence is not None else ""
+                raise TimeoutError(verdict or f"no result within {limit:g} s") from None
             raise
         except (SystemExit, KeyboardInterrupt) as error:  # would end the worker
             raise RuntimeError(told(error)) from error
@@ -182,13 +188,14 @@ class Stepper:
                 raise
             raise RuntimeError("cancelled by its own code") from error
 
-    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float, silence: Silence) -> Any:
+    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float, silence: Silence | None) -> Any:
         """Run ``call``, in a thread; its time begins now, not while it waited for the thread."""
 
         def begin() -> None:
             with suppress(RuntimeError):  # the turn has left meanwhile
                 timer.reschedule(self.execution.loop.time() + limit)
-                silence.begin()
+                if silence is not None:
+                    silence.begin()
 
         self.execution.loop.call_soon_threadsafe(begin)
         return call()

@@ -406,7 +406,7 @@ def cancelled() -> bool:
     For plain steps and tools, whose threads nothing can stop: one that looks from time to time frees its thread.
     """
     step = running_step()
-    return step is not None and step.watch.over.is_set()
+    return step is not None and step.watch.over
 
 
 __all__ = ["Artifact", "Child", "Passage", "State", "Turn", "Verdict", "cancelled", "emit"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +16,7 @@ class Watch:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.moved_at = clock.monotonic()
-        self.over = threading.Event()  # nobody waits any more
+        self.over = False  # nobody waits any more
         self.expired = False  # for it took too long; if it runs in a thread, it still does
 
     def move(self) -> None:
@@ -28,9 +27,9 @@ class Watch:
 class Silence:
     """Expires a timer when a watched try has shown no progress for too long."""
 
-    def __init__(self, watch: Watch, longest: timedelta | None) -> None:
+    def __init__(self, watch: Watch, longest: timedelta) -> None:
         self._watch = watch
-        self._longest = longest.total_seconds() if longest is not None else None
+        self._longest = longest.total_seconds()
         self._timer: asyncio.Timeout | None = None
         self._handle: asyncio.TimerHandle | None = None
         self.verdict = ""  # why it was ended, if it was
@@ -48,7 +47,7 @@ class Silence:
 
     def begin(self) -> None:
         """Count from now on."""
-        if self._longest is not None and self._timer is not None:
+        if self._timer is not None:
             self._watch.move()
             self._look_in(self._longest)
 
@@ -56,7 +55,7 @@ class Silence:
         self._handle = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        if self._timer is None or self._longest is None:
+        if self._timer is None:
             return
         left = self._watch.moved_at + self._longest - self._watch.clock.monotonic()
         if left > 0:
