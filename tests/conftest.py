@@ -19,6 +19,15 @@ settings.register_profile("machine", deadline=None, suppress_health_check=[Healt
 settings.load_profile("machine")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long versions run when they are asked for: ``make test ARGS="-m full"``."""
+    if "full" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("full") is not None]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session")
 def guardian() -> Iterator[Guardian]:
     """Stops the processes it watches when the run ends: ``guardian.watch(process.pid)``."""

@@ -14,16 +14,10 @@ from tests.support.databases import Databases
 from tests.support.fleet import Fleet
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long versions run when they are asked for: ``make test ARGS="-m full"``."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.chaos)
-    if "full" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("full") is not None]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="module")

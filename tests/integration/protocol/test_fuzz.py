@@ -11,6 +11,8 @@ from tests.integration.protocol.fuzz.world import Plan, World
 from tests.support.databases import Databases
 
 SEEDS = range(1, 7)
+SLOW = {"early-answer", "ends-in-snapshot", "mail-not-compared", "plain-append"}
+"""Noticed only after many turns; the model (tests/model) has variants like these."""
 
 
 async def test_no_promise_is_broken_by_lost_late_and_doubled_messages_pauses_and_crashes(database_url: str) -> None:
@@ -20,7 +22,9 @@ async def test_no_promise_is_broken_by_lost_late_and_doubled_messages_pauses_and
     assert len(witness.accepted) == Plan().turns
 
 
-@pytest.mark.parametrize("name", sorted(ABLATIONS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in SLOW else name for name in sorted(ABLATIONS)]
+)
 async def test_with_one_fix_taken_away_the_checker_speaks(databases: Databases, name: str) -> None:
     ablation = ABLATIONS[name]
     for seed in SEEDS:
