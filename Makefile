@@ -20,8 +20,8 @@ demo: $(STAMP) ## run a batch of research tasks on a local stack, killing a work
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## run the tests, two files at a time; ARGS="-k word" is passed to pytest
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(STAMP) ## run the tests, three files at a time; ARGS="-k word" is passed to pytest
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## check style, bans and the import rule

@@ -23,7 +23,7 @@ from tests.integration.protocol.fuzz.worker import Worker
 
 T = TypeVar("T")
 TTL = 0.6  # seconds
-PATIENCE = timedelta(seconds=0.15)  # doubled five times at most, and so still shorter than ``Plan.stall``
+PATIENCE = timedelta(seconds=0.1)  # doubled five times at most, and so still shorter than ``Plan.stall``
 CLIENTS = 2
 OPEN = text("SELECT count(*) AS n, coalesce(sum(version), 0) AS moves FROM turns WHERE ended_at IS NULL")
 NOW = text("SELECT clock_timestamp() AS now")
