@@ -70,6 +70,7 @@ class Outage:
     server: Server
     gone: float
     back: float
+    away: tuple[float, float]  # from when to when it was certainly not there: its stop and its start take their time
     submissions: list[Submission]
     died: int
     history: History
@@ -78,7 +79,8 @@ class Outage:
     @property
     def meanwhile(self) -> list[Submission]:
         """Sent and answered while the server was away."""
-        return [s for s in self.submissions if self.gone <= s.at and s.at + s.took <= self.back]
+        first, last = self.away
+        return [s for s in self.submissions if first <= s.at and s.at + s.took <= last]
 
 
 async def run(stack: Stack, *, short: bool) -> Report:
@@ -112,7 +114,9 @@ class Trial:
             await asyncio.sleep(plan.before)
             gone = time.time()
             async with site.stack.without(server):
+                stopped = time.time()
                 await asyncio.sleep(plan.away)
+                away = stopped, time.time()
             back = time.time()
             await asyncio.sleep(plan.after)
             load.cancel()
@@ -122,7 +126,7 @@ class Trial:
         await until(self._all_ended, description="all turns end", limit=PATIENCE)
         died = sum(worker.has_ended for worker in workers) + len(serving.keys() - (await site.serving()).keys())
         history = await checks.history(site, self.file)
-        return Outage(server, gone, back, first, died, history, plan.turns + len(first))
+        return Outage(server, gone, back, away, first, died, history, plan.turns + len(first))
 
     def _work(self, steps: int) -> dict[str, object]:
         return {"steps": [self._random.randint(50, 500) for _ in range(steps)], "file": str(self.file)}
