@@ -15,7 +15,7 @@ from tests.support.fleet import Fleet
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
-EVENTS = {"ours": 7, "pydantic": 6, "sdk": 6}
+EVENTS = {"ours": 7, "pydantic": 8, "sdk": 8}
 PLACES = [(name, n) for name, count in EVENTS.items() for n in range(1, count + 1)]
 
 
