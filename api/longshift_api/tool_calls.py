@@ -81,7 +81,6 @@ async def open_calls(
     rows = await tool_calls.list_calls(
         edge.db,
         tenant_id=caller.tenant_id,
-        status=CallStatus(status),
         before=read_cursor(cursor),
         limit=limit + 1,
     )

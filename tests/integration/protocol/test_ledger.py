@@ -390,8 +390,10 @@ async def test_calls_are_listed_newest_first_page_by_page(stage: Stage) -> None:
     rest = await tool_calls.list_calls(
         stage.db, tenant_id=stage.tenant, session_id=claim.session_id, turn_id=turn, before=first[-1].id
     )
-    unknown = await tool_calls.list_calls(stage.db, tenant_id=stage.tenant, status=CallStatus.UNKNOWN)
-    started = await tool_calls.list_calls(stage.db, tenant_id=stage.tenant, status=CallStatus.STARTED)
+    unknown = await tool_calls.list_calls(stage.db, tenant_id=stage.tenant)
+    started = await tool_calls.list_calls(
+        stage.db, tenant_id=stage.tenant, session_id=claim.session_id, status=CallStatus.STARTED
+    )
 
     assert [call.id for call in first + rest] == newest
     assert [call.id for call in unknown] == [doubtful.call.id]

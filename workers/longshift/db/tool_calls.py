@@ -135,9 +135,6 @@ SELECT {_COLUMNS} FROM tool_calls c
    AND (CAST(:status AS text) IS NULL OR c.status = :status)
    AND (CAST(:tool AS text) IS NULL OR c.tool = :tool){_PAGE}""")
 OPEN = text(f"SELECT {_COLUMNS} FROM tool_calls c WHERE c.tenant_id = :tenant AND c.status = 'unknown'{_PAGE}")
-OF_TENANT = text(f"""
-SELECT {_COLUMNS} FROM tool_calls c
- WHERE c.tenant_id = :tenant AND (CAST(:status AS text) IS NULL OR c.status = :status){_PAGE}""")
 
 LOCK_SESSION = text("""
 SELECT s.id FROM sessions s JOIN tool_calls c ON c.session_id = s.id
@@ -259,16 +256,14 @@ async def list_calls(
     before: UUID | None = None,
     limit: int = 20,
 ) -> list[ToolCallRecord]:
-    """Newest first; ``before`` is the id of the last call of the page before. ``turn_id`` and ``tool`` narrow the
-    calls of a session."""
+    """The calls of a session, narrowed by ``turn_id``, ``status`` and ``tool``; without one, all of the tenant that are in
+    doubt, for which there is an index. Newest first; ``before`` is the id of the last call of the page before."""
     params: dict[str, Any] = {"tenant": tenant_id, "before": before, "limit": limit}
     if session_id is not None:
         params |= {"session": session_id, "turn": turn_id, "status": status and status.value, "tool": tool}
         rows = await db.fetch(OF_SESSION, params)
-    elif status is CallStatus.UNKNOWN:
-        rows = await db.fetch(OPEN, params)
     else:
-        rows = await db.fetch(OF_TENANT, params | {"status": status and status.value})
+        rows = await db.fetch(OPEN, params)
     return [_record(row) for row in rows]
 
 
