@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
+from longshift.cold import Cold
 from longshift.config import Config
 from longshift.db import health as database_health
 from longshift.db import keys
@@ -103,7 +104,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         mailbox = Mailbox(db, hot, config=config, clock=clock)
         stack.push_async_callback(mailbox.close)
         keyring = Keyring(db, clock=clock)
-        edge = Edge(config=config, clock=clock, db=db, hot=hot, store=store, mailbox=mailbox, keyring=keyring)
+        edge = Edge(config=config, clock=clock, db=db, hot=hot, cold=Cold(db, store), mailbox=mailbox, keyring=keyring)
         stack.push_async_callback(_end_probes, edge)
         yield edge
 

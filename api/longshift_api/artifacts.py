@@ -11,9 +11,7 @@ from urllib.parse import quote
 from fastapi import Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from longshift.db import files
-from longshift.db.files import NewArtifact
-from longshift.errors import InvalidInput, NotFound
+from longshift.errors import InvalidInput
 from longshift.events import storable
 from longshift.model import ArtifactRecord, Prefix
 from longshift_api import deps
@@ -62,14 +60,8 @@ async def upload(
         if not body.size:
             raise InvalidInput("the artifact is empty: send its bytes as the body")
         promise = idempotency(request, bytes.fromhex(body.sha256))
-        await edge.store.put(
-            files.first_key(caller.tenant_id, body.sha256), body, size=body.size, content_type=content_type
-        )
-        artifact, replayed = await files.add(
-            edge.db,
-            NewArtifact(sha256=body.sha256, size=body.size, content_type=content_type, name=name),
-            tenant_id=caller.tenant_id,
-            idempotency=promise,
+        artifact, replayed = await edge.cold.put(
+            body, tenant_id=caller.tenant_id, name=name, content_type=content_type, idempotency=promise
         )
     view = ArtifactView.of(artifact)
     return reply(view, status=201, headers={"Location": view.links["self"]} | (REPLAYED if replayed else {}))
@@ -107,7 +99,7 @@ async def get_content(artifact_id: str, request: Request, edge: EdgeDep, caller:
         return Response(status_code=304, headers=headers)
     span = _span(request, artifact)
     start, end = span or (0, artifact.size)
-    chunks = edge.store.stream(artifact.key, start=start, end=end)
+    chunks = edge.cold.store.stream(artifact.key, start=start, end=end)
     headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
@@ -129,10 +121,7 @@ async def _begun(chunks: Any) -> Any:
 
 
 async def _find(edge: Edge, caller: Caller, artifact_id: str) -> ArtifactRecord:
-    artifact = await files.find(edge.db, in_path(Prefix.ARTIFACT, artifact_id), tenant_id=caller.tenant_id)
-    if artifact is None:
-        raise NotFound(f"there is no artifact {artifact_id}")
-    return artifact
+    return await edge.cold.find(in_path(Prefix.ARTIFACT, artifact_id), tenant_id=caller.tenant_id)
 
 
 def _headers(artifact: ArtifactRecord) -> dict[str, str]:

@@ -11,8 +11,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.routing import APIRoute
 
-from longshift.artifacts import ArtifactStore
 from longshift.clock import Clock
+from longshift.cold import Cold
 from longshift.config import Config
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
@@ -33,7 +33,7 @@ class Edge:
     clock: Clock
     db: Database
     hot: Hot
-    store: ArtifactStore
+    cold: Cold
     mailbox: Mailbox
     keyring: Keyring
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now

@@ -38,7 +38,7 @@ async def readyz(edge: EdgeDep) -> Response:
     postgres, redis, artifacts = await asyncio.gather(
         _check(edge.probes, "postgres", lambda: database_health.check(edge.db)),
         _check(edge.probes, "redis", edge.hot.check),
-        _check(edge.probes, "artifacts", edge.store.check),
+        _check(edge.probes, "artifacts", edge.cold.store.check),
     )
     checks = {"postgres": postgres, "redis": redis, "artifacts": artifacts}
     if "failed" in (postgres.status, artifacts.status):

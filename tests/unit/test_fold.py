@@ -24,12 +24,14 @@ said = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "too
 changed = st.fixed_dictionaries(
     {}, optional={"set": st.dictionaries(names, values, max_size=3), "unset": st.lists(names, max_size=3)}
 )
+summarized = st.fixed_dictionaries({"replaces": st.integers(1, 4), "role": st.just("system"), "content": values})
 anything = st.dictionaries(names, values, max_size=3)
 PAYLOADS: dict[str, st.SearchStrategy[dict[str, Json]]] = {
     Kind.TURN_STARTED: started,
     Kind.TURN_SUCCEEDED: succeeded,
     Kind.MESSAGE_SAID: said,
     Kind.STATE_CHANGED: changed,
+    Kind.CONTEXT_SUMMARIZED: summarized,
 }
 UNKNOWN = ("turn.dreamt", "step.begun", "")
 
@@ -104,3 +106,25 @@ def test_a_resumed_turn_asks_its_question_once() -> None:
     )
 
     assert [message["content"] for message in fold(events).history] == ["why?", "because"]
+
+
+def test_a_summary_stands_for_the_oldest_messages() -> None:
+    events = log_of(
+        [
+            (Kind.MESSAGE_SAID, {"role": "user", "content": "one"}, None),
+            (Kind.MESSAGE_SAID, {"role": "user", "content": "two"}, None),
+            (Kind.MESSAGE_SAID, {"role": "user", "content": "three"}, None),
+            (Kind.CONTEXT_SUMMARIZED, {"replaces": 2, "role": "system", "content": "one and two"}, None),
+            (Kind.MESSAGE_SAID, {"role": "user", "content": "four"}, None),
+        ]
+    )
+
+    assert [message["content"] for message in fold(events).history] == ["one and two", "three", "four"]
+
+
+def test_a_value_in_the_cold_tier_is_shown_as_a_pointer() -> None:
+    artifact = {"id": "ab" * 16, "size": 5_000_000, "sha256": "00", "preview": "It was"}
+    events = log_of([(Kind.TURN_SUCCEEDED, {"artifact": artifact}, None)])
+
+    shown = {"$artifact": "art_" + "ab" * 16, "size": 5_000_000, "preview": "It was"}
+    assert [message["content"] for message in fold(events).history] == [shown]

@@ -8,37 +8,31 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from uuid import UUID
 
-from longshift.events import Context, Kind
+from longshift.events import Context, Kind, include
 from longshift.model import Json
 
 
 class Additions:
     """Messages and state that the turn says and sets, put where the log has them."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._before = len(context.history)
-        self._messages: list[int] = []  # order of each message of this turn
-        self._written: dict[str, int] = {}  # order of the last write of each name
+    def __init__(self, context: Context, *, turn_id: UUID) -> None:
+        self._context, self._turn_id = context, turn_id
+        self._before = context.copy()
+        self._facts: list[tuple[int, Kind, Mapping[str, Json]]] = []
 
-    def apply(self, kind: Kind, payload: Mapping[str, Json], *, order: int, turn: str) -> None:
+    def apply(self, kind: Kind, payload: Mapping[str, Json], *, order: int) -> None:
         """Let the context include one fact; ``order`` grows along the log."""
-        if kind is Kind.MESSAGE_SAID:
-            place = bisect_right(self._messages, order)
-            self._messages.insert(place, order)
-            message = {"role": payload["role"], "content": payload["content"], "turn_id": turn}
-            self._context.history.insert(self._before + place, message)
-            return
-        for name, value in payload.get("set", {}).items():
-            if self._is_newest(name, order):
-                self._context.state[name] = value
-        for name in payload.get("unset", ()):
-            if self._is_newest(name, order):
-                self._context.state.pop(name, None)
+        place = bisect_right(self._facts, order, key=lambda fact: fact[0])
+        self._facts.insert(place, (order, kind, payload))
+        if place == len(self._facts) - 1:
+            include(self._context, kind, payload, turn_id=self._turn_id)
+        else:
+            self._fold_again()
 
-    def _is_newest(self, name: str, order: int) -> bool:
-        newest = order >= self._written.get(name, 0)
-        if newest:
-            self._written[name] = order
-        return newest
+    def _fold_again(self) -> None:
+        again = self._before.copy()
+        for _, kind, payload in self._facts:
+            include(again, kind, payload, turn_id=self._turn_id)
+        self._context.messages, self._context.remembered = again.messages, again.remembered

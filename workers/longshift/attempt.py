@@ -21,7 +21,7 @@ from longshift.agent import Agent
 from longshift.chain import carried
 from longshift.contract import Port
 from longshift.errors import ControlFlow, Diverged, InvalidInput, LongshiftError, StepFailed, UsageError
-from longshift.events import Context, Event, Kind, NewEvent, encode, storable_json
+from longshift.events import Context, Event, Kind, NewEvent, encode, include, storable_json
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus
 from longshift.replay import Replay
@@ -94,7 +94,7 @@ def resumed(
     """
     first = next((event for event in recorded if event.kind == Kind.TURN_STARTED), None)
     if not record.continues:  # else it is in the history already
-        before.history.append({"role": "user", "content": record.input, "turn_id": record.id.hex})
+        include(before, Kind.TURN_STARTED, {"attempt": 1, "input": record.input}, turn_id=record.id)
     return make(
         record,
         attempt=record.attempts + 1,

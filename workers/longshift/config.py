@@ -85,6 +85,21 @@ class Config(BaseSettings):
         timedelta(seconds=10), ge=timedelta(seconds=1), description="a Postgres that says nothing for so long is away"
     )
 
+    # tiers
+    hot_ttl: Seconds = Field(timedelta(hours=1), description="how long a context stays in Redis after its last turn")
+    hot_verify: float = Field(0.01, ge=0, le=1, description="share of hot contexts that are compared with their fold")
+    checkpoint_events: int = Field(1000, ge=1, description="events after which a checkpoint is kept, however small")
+    inline: int = Field(32 * 1024, ge=1024, description="bytes of a value in a row; a larger one goes to the cold tier")
+    max_value: int = Field(64 * 1024 * 1024, ge=1024, description="bytes of a result or output, wherever it is kept")
+    session_ttl: Seconds | None = Field(None, description="sessions idle for this long are deleted; unset: never")
+    archive_after: Seconds | None = Field(
+        timedelta(days=7), description="logs of sessions idle for this long move to the cold tier; 0: never"
+    )
+    keep_uploads: Seconds = Field(
+        timedelta(days=30), description="an artifact that nothing refers to is deleted when it is older than this"
+    )
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="where a worker serves its metrics; unset: not")
+
     # group commit
     batch_rows: int = Field(500, ge=1, description="rows of one append statement")
     batch_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="payload bytes of one append statement")

@@ -21,6 +21,10 @@ do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, wh
     turn.failed        {error: {code, message, ...}}
     turn.cancelled     {reason}
     turn.expired       {reason}
+    context.summarized {replaces, role, content, tokens}     one message stands for the oldest ``replaces`` of the context
+
+A value too large for a row is in the cold tier: where {input}, {output}, {result} or {content} would be, the event has
+{artifact: {id, size, sha256, preview}} instead.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from longshift.model import Json, new_id
 FORMAT_CHANGES = (
     "1: the first format.",
     "2: new are step.retrying, tool.started, `call` of a tool's step, `retry_of` of turn.started; wait.ended is written.",
+    "3: new are context.summarized, and `artifact` in the place of a large input, output, result or content.",
 )
 SCHEMA_VERSION = len(FORMAT_CHANGES)
 DEEPEST = 190  # what reads JSON again stops somewhere: Python at its stack's end, pydantic near 200
@@ -61,6 +66,13 @@ class Kind(StrEnum):
     TURN_FAILED = "turn.failed"
     TURN_CANCELLED = "turn.cancelled"
     TURN_EXPIRED = "turn.expired"
+    CONTEXT_SUMMARIZED = "context.summarized"
+
+
+FOLDED = frozenset(
+    {Kind.TURN_STARTED, Kind.TURN_SUCCEEDED, Kind.MESSAGE_SAID, Kind.STATE_CHANGED, Kind.CONTEXT_SUMMARIZED}
+)
+"""Kinds that leave something in the context; of all others it takes only the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,20 +166,39 @@ def _unescape_nul(text: str) -> str:
 class Context:
     """What folds out of a session's log: what an agent sees of earlier turns (promise P5).
 
-    ``history`` is a list of messages ``{"role": "user" | "assistant" | ..., "content": ..., "turn_id"}``.
+    Text, not objects: nothing that an agent does to what it was shown can change it, and copies of it are cheap.
+
+    Attributes:
+        seq, event_id: the last event that is folded in; together they name one history.
+        messages: JSON text of each ``{"role": "user" | "assistant" | ..., "content": ..., "turn_id"}``.
+        remembered: the state, JSON text by name.
     """
 
     seq: int = 0
     event_id: UUID | None = None
-    history: list[dict[str, Json]] = field(default_factory=list)
-    state: dict[str, Json] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    remembered: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[dict[str, Json]]:
+        return [json.loads(message) for message in self.messages]
+
+    @property
+    def state(self) -> dict[str, Json]:
+        return {name: json.loads(value) for name, value in self.remembered.items()}
+
+    @property
+    def size(self) -> int:
+        """Characters of its text, about."""
+        return sum(map(len, self.messages)) + sum(len(name) + len(value) for name, value in self.remembered.items())
+
+    def copy(self) -> Context:
+        return Context(self.seq, self.event_id, [*self.messages], {**self.remembered})
 
 
 def fold(events: Iterable[Event], *, start: Context | None = None) -> Context:
     """Apply ``events`` in order; pure, so that fold(a + b) == fold(b, start=fold(a)). ``start`` is left as it is."""
-    context = Context()
-    if start is not None:
-        context = Context(start.seq, start.event_id, [*start.history], {**start.state})
+    context = start.copy() if start is not None else Context()
     for event in events:
         apply(context, event)
     return context
@@ -175,17 +206,41 @@ def fold(events: Iterable[Event], *, start: Context | None = None) -> Context:
 
 def apply(context: Context, event: Event) -> None:
     """Let ``context`` include ``event``, the one after ``context.seq``."""
-    payload = event.payload
-    turn = event.turn_id.hex if event.turn_id else None
-    match event.kind:
-        case Kind.TURN_STARTED if payload.get("attempt") == 1 and "retry_of" not in payload:
-            context.history.append({"role": "user", "content": payload.get("input"), "turn_id": turn})
-        case Kind.TURN_SUCCEEDED:
-            context.history.append({"role": "assistant", "content": payload.get("output"), "turn_id": turn})
-        case Kind.MESSAGE_SAID:
-            context.history.append({"role": payload["role"], "content": payload["content"], "turn_id": turn})
-        case Kind.STATE_CHANGED:
-            context.state.update(payload.get("set", {}))
-            for name in payload.get("unset", ()):
-                context.state.pop(name, None)
+    if event.kind in FOLDED:
+        include(context, event.kind, event.payload, turn_id=event.turn_id)
     context.seq, context.event_id = event.seq, event.id
+
+
+def include(context: Context, kind: str, payload: Mapping[str, Json], *, turn_id: UUID | None) -> None:
+    """Let ``context`` include what an event says, wherever in the log that is."""
+    match kind:
+        case Kind.TURN_STARTED if payload.get("attempt") == 1 and "retry_of" not in payload:
+            context.messages.append(_message("user", _content(payload, "input"), turn_id))
+        case Kind.TURN_SUCCEEDED:
+            context.messages.append(_message("assistant", _content(payload, "output"), turn_id))
+        case Kind.MESSAGE_SAID:
+            context.messages.append(_message(payload["role"], _content(payload, "content"), turn_id))
+        case Kind.CONTEXT_SUMMARIZED:
+            summary = _message(payload["role"], payload["content"], turn_id)
+            context.messages[: payload["replaces"]] = [summary]
+        case Kind.STATE_CHANGED:
+            for name, value in payload.get("set", {}).items():
+                context.remembered[name] = _text(value)
+            for name in payload.get("unset", ()):
+                context.remembered.pop(name, None)
+
+
+def _content(payload: Mapping[str, Json], name: str) -> Json:
+    """The value, or what stands for one that is in the cold tier."""
+    artifact = payload.get("artifact")
+    if artifact is None or name in payload:
+        return payload.get(name)
+    return {"$artifact": f"art_{artifact['id']}", "size": artifact["size"], "preview": artifact.get("preview", "")}
+
+
+def _message(role: str, content: Json, turn_id: UUID | None) -> str:
+    return _text({"role": role, "content": content, "turn_id": turn_id.hex if turn_id else None})
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

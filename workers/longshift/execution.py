@@ -57,7 +57,7 @@ class Execution:
         self.stepper = self.make_stepper(self)
         self.diverged: Diverged | None = None  # out of band: whatever the agent makes of the error, its turn has failed
         self._unwinding: str | None = None
-        self._additions = Additions(context)
+        self._additions = Additions(context, turn_id=record.id)
         self._order = replay.newest
         self._calls = 0  # of irreversible tools, under way
         self._steps = 0
@@ -282,7 +282,7 @@ class Execution:
         """The same for what joins the session's context."""
         recorded, order = await self._value(name, kind, payload)
         if order is not None:
-            self._additions.apply(kind, recorded, order=order, turn=self.record.id.hex)
+            self._additions.apply(kind, recorded, order=order)
 
     async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int | None]:
         """What is recorded, and its place in the log; None: before this turn, so that its context has it already."""

@@ -222,7 +222,9 @@ class TurnRecord:
     agent_version: str | None  # pinned by the first attempt
     queue: str
     input: Json
+    input_artifact: UUID | None  # where the input is, if it is too large for a row; ``input`` is None then
     output: Json
+    output_artifact: UUID | None
     error: Mapping[str, Json] | None  # {"code", "message", ...}
     position: int | None  # place in the session's order; None while scheduled
     root_turn_id: UUID  # the first of a chain of retries: steps are keyed by it
@@ -359,3 +361,4 @@ class NewTurn:
     parent_turn_id: UUID | None = None
     retry_of: UUID | None = None
     root_turn_id: UUID | None = None  # None: it begins a chain of its own
+    input_artifact: UUID | None = None  # where the input is, if it is too large for a row; ``input`` is None then

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,13 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
-from longshift.artifacts import ArtifactStore, read_verified
 from longshift.catalogue import Draft
 from longshift.clock import Clock
+from longshift.cold import Cold
 from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question
-from longshift.db import approvals, children, files, passages, tool_calls
+from longshift.db import approvals, children, passages, tool_calls
 from longshift.db.database import Database
-from longshift.errors import LeaseLost, NotFound, Unavailable
+from longshift.errors import LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.journal import Journal
 from longshift.lease import Lease
@@ -40,7 +39,7 @@ class Outside:
     notices: Notices
     mailroom: Mailroom
     mailbox: Mailbox
-    store: ArtifactStore
+    cold: Cold
     clock: Clock
     step_threads: ThreadPoolExecutor
     agent_threads: ThreadPoolExecutor
@@ -173,18 +172,18 @@ class TurnPort:
         return soon and not self._lease.lost and outside.journal.is_open and outside.is_beating()
 
     async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
-        sha256 = hashlib.sha256(data).hexdigest()
-        tenant = self._record.tenant_id
-        await self._outside.store.put(files.first_key(tenant, sha256), data, size=len(data), content_type=content_type)
-        new = files.NewArtifact(sha256=sha256, size=len(data), content_type=content_type, name=name, id=artifact_id)
-        record, _ = await self._outside.asking(files.add, new, tenant_id=tenant)
+        record, _ = await self._outside.cold.put(
+            data,
+            tenant_id=self._record.tenant_id,
+            name=name,
+            content_type=content_type,
+            artifact_id=artifact_id,
+            session_id=self._record.session_id,
+        )
         return shown(record)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
-        record = await self._outside.asking(files.find, artifact_id, tenant_id=self._record.tenant_id)
-        if record is None:
-            raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
-        return await read_verified(self._outside.store, record.key, sha256=record.sha256)
+        return await self._outside.cold.read(artifact_id, tenant_id=self._record.tenant_id)
 
     async def index(self, source: str, texts: Sequence[str], /) -> int:
         return await self._outside.asking(

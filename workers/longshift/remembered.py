@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 
 from longshift.events import Kind
 from longshift.execution import Execution
@@ -17,13 +17,13 @@ class State(Mapping[str, Json]):
         self._execution = execution
 
     def __getitem__(self, name: str) -> Json:
-        return deepcopy(self._execution.context.state[name])  # changing it in place would not be remembered
+        return json.loads(self._execution.context.remembered[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._execution.context.state)
+        return iter(self._execution.context.remembered)
 
     def __len__(self) -> int:
-        return len(self._execution.context.state)
+        return len(self._execution.context.remembered)
 
     async def set(self, name: str, value: Json) -> None:
         """Remember ``value`` (JSON) under ``name``; durable when this returns."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,14 +17,15 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from longshift.awaiting import TIMEOUT, Wait
 from longshift.child import Child
 from longshift.contract import Artifact, Passage, Verdict
-from longshift.errors import InvalidInput, NotDone, OutcomeUnknown, Unavailable, UsageError, WaitTimeout
+from longshift.errors import InvalidInput, NotDone, OutcomeUnknown, UsageError, WaitTimeout
 from longshift.events import Kind
 from longshift.execution import Execution
-from longshift.model import CallStatus, Json, Prefix, parse_id, show_id
+from longshift.keeping import Keeping
+from longshift.model import CallStatus, Json, Prefix, show_id
 from longshift.place import current, running_step
 from longshift.remembered import State
 from longshift.replay import derived_id
-from longshift.steps import Retry, StepDefinition
+from longshift.steps import StepDefinition
 
 if TYPE_CHECKING:
     from longshift.agent import Agent
@@ -39,7 +39,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Turn:
+class Turn(Keeping):
     """One turn of a session, inside its agent.
 
     Code between steps runs again after a resume: whatever must not, belongs into a step. ``now()``, ``uuid()`` and
@@ -47,7 +47,7 @@ class Turn:
     """
 
     def __init__(self, execution: Execution) -> None:
-        self._execution = execution
+        super().__init__(execution)
         self.state = State(execution)
 
     @property
@@ -309,83 +309,9 @@ class Turn:
         """Add a message to the session's history."""
         await self._execution.add("$say", Kind.MESSAGE_SAID, {"role": role, "content": content})
 
-    async def artifact(self, name: str, data: bytes | str, *, content_type: str | None = None) -> Artifact:
-        """Keep bytes in the cold tier and get a pointer to them; stored before the pointer is recorded.
-
-        While the store is away this waits, between steps until the turn's deadline, inside a step until that step's
-        timeout.
-        """
-        raw = data.encode() if isinstance(data, str) else data
-        kind = content_type or ("text/plain; charset=utf-8" if isinstance(data, str) else "application/octet-stream")
-        digest = hashlib.sha256(raw).hexdigest()
-        place = running_step()
-        identity = derived_id(
-            self._execution.record.root_turn_id, place.key if place else self._execution.scope().path, name, digest
-        )
-
-        async def put(name: str, sha256: str, content_type: str) -> Artifact:
-            port = self._execution.port
-            return await self._patiently(
-                lambda: port.put_artifact(identity, name=name, data=raw, content_type=content_type)
-            )
-
-        return cast(Artifact, await self._inner("$artifact", put, name, digest, kind))
-
-    async def read(self, artifact: Artifact | str) -> bytes:
-        """The bytes of an artifact of this tenant, verified against their hash. Waits while the store is away, as
-        ``artifact`` does.
-
-        Raises:
-            NotFound: there is no such artifact.
-            ArtifactCorrupt: the store no longer holds those bytes.
-        """
-        identity = artifact if isinstance(artifact, str) else artifact.id
-        artifact_id = parse_id(Prefix.ARTIFACT, identity)
-        return await self._patiently(lambda: self._execution.port.get_artifact(artifact_id))
-
-    async def index(self, source: str, passages: Sequence[str]) -> int:
-        """Make passages of ``source`` findable by ``recall`` in this session; their number."""
-        return cast(int, await self._inner("$index", self._execution.port.index, source, list(passages)))
-
-    async def recall(self, query: str, *, sources: Sequence[str] | None = None, limit: int = 8) -> list[Passage]:
-        """The passages of this session that answer ``query`` best, by full-text rank."""
-        port = self._execution.port
-
-        async def find(query: str, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-            return await port.recall(query, sources=sources, limit=limit)
-
-        return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
-
-    async def _inner(self, name: str, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
-        """Between steps: a step of its own. Inside a step: part of that step."""
-        if running_step() is not None:
-            return await function(*args)
-        return await self._execution.perform(StepDefinition(name, function, INNER, FOREVER, ours=True), args, {})
-
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask a store until it answers. That it is away is nobody's failure: the turn waits, until somebody ends it."""
-        attempt = 0
-        while True:
-            try:
-                return await ask()
-            except Unavailable as error:
-                if attempt == 0:
-                    logger.warning("a turn waits for the artifact store", extra={"turn": self.id, "reason": str(error)})
-                attempt = min(attempt + 1, 20)
-            # not the turn's random numbers: those would differ on a replay, which waits for nothing
-            await self._execution.pause(AWAY.pause(attempt, random=Random()))
-
 
 def _length(duration: timedelta | float) -> timedelta:
     return duration if isinstance(duration, timedelta) else timedelta(seconds=duration)
-
-
-INNER = Retry(attempts=5)
-"""For what the library does between steps and what may fail in any way, except that something is away: that is waited for."""
-AWAY = Retry(longest=timedelta(seconds=10))
-"""Pauses while a store is away."""
-FOREVER = timedelta(days=365)
-"""No time limit of its own: the turn has its deadline."""
 
 
 def emit(text: str) -> None:

@@ -24,6 +24,7 @@ from uuid import UUID
 from longshift.agent import Agents
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
+from longshift.cold import Cold
 from longshift.config import Config
 from longshift.db import leases
 from longshift.db.database import Database
@@ -159,7 +160,7 @@ class Worker:
             notices=self._notices,
             mailroom=self._mailroom,
             mailbox=Mailbox(self._db, self._hot, config=config, clock=self._clock),
-            store=self._store,
+            cold=Cold(self._db, self._store),
             clock=self._clock,
             step_threads=self._threads[0],
             agent_threads=self._threads[1],

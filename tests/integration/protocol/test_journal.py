@@ -15,6 +15,7 @@ from sqlalchemy import text
 from longshift.artifacts import open_store
 from longshift.attempt import resumed
 from longshift.clock import SYSTEM
+from longshift.cold import Cold
 from longshift.config import load
 from longshift.db import leases, log
 from longshift.errors import InvalidInput, LeaseLost, TurnEvicted, Unavailable
@@ -266,7 +267,7 @@ def _outside(stage: Stage, journal: Journal, threads: ThreadPoolExecutor, folder
         notices=Notices(hot),
         mailroom=Mailroom(stage.db, Notices(hot)),
         mailbox=Mailbox(stage.db, hot, config=load()),
-        store=open_store(f"file://{folder}"),
+        cold=Cold(stage.db, open_store(f"file://{folder}")),
         clock=SYSTEM,
         step_threads=threads,
         agent_threads=threads,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from uuid import UUID
 
 from sqlalchemy import text
 
 from longshift.db.database import Database
-from longshift.events import Context, storable_json
-from longshift.model import Claim
+from longshift.events import Context
+from longshift.model import Claim, Json
 
 KEEP = 2
 LATEST = text("""
@@ -32,14 +31,18 @@ async def latest(db: Database, session_id: UUID, *, through: int) -> tuple[Conte
     if not rows:
         return None
     row = rows[0]
-    return Context(
-        seq=row.seq, event_id=row.event_id, history=row.context["history"], state=row.context["state"]
-    ), row.size
+    context = Context(row.seq, row.event_id)
+    context.messages = [_text(message) for message in row.context["history"]]
+    context.remembered = {name: _text(value) for name, value in row.context["state"].items()}
+    return context, row.size
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 async def save(db: Database, claim: Claim, context: Context) -> None:
     """Keep ``context``, if the lease still stands; older checkpoints beyond two are removed."""
-    folded = asdict(context)
     await db.execute(
         SAVE,
         {
@@ -48,8 +51,11 @@ async def save(db: Database, claim: Claim, context: Context) -> None:
             "worker": claim.worker_id,
             "seq": context.seq,
             "event": context.event_id,
-            "context": storable_json(
-                json.dumps({"history": folded["history"], "state": folded["state"]}, ensure_ascii=False)
-            ),
+            "context": _whole(context),
         },
     )
+
+
+def _whole(context: Context) -> str:
+    state = ",".join(f"{_text(name)}:{value}" for name, value in context.remembered.items())
+    return f'{{"history":[{",".join(context.messages)}],"state":{{{state}}}}}'

@@ -1,7 +1,13 @@
-"""Rows of artifacts: what is known about bytes that are in the cold tier already.
+"""Rows of artifacts, of the blobs that hold their bytes, and of the sessions that refer to them.
 
-Write the object first, then the row: a row never points to bytes that are not there. Two rows of one tenant with the
-same hash share one object.
+Two artifacts of a tenant with the same hash share one blob. Writer and collector meet in the blob's row:
+
+    writer      touch the row (a marked one starts the next generation), upload unless that generation is stored,
+                say so, then write the artifact and its reference in a transaction that touches the row again
+    collector   mark a row that no artifact refers to, delete the object of that generation, remove the row if it is
+                still marked
+
+so that an upload is skipped only if the collector cannot delete what is there, and deleted only if nobody relies on it.
 """
 
 from __future__ import annotations
@@ -15,20 +21,34 @@ from sqlalchemy import Row, text
 from longshift.artifacts import object_key
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency, remember
-from longshift.errors import NotFound
-from longshift.model import ArtifactRecord, Prefix, new_id, show_id
+from longshift.model import ArtifactRecord, new_id
 
-_COLUMNS = "id, tenant_id, sha256, size, content_type, name, generation, created_at"
+_COLUMNS = "a.id, a.tenant_id, a.sha256, b.size, a.content_type, a.name, b.generation, a.created_at"
+TOUCH = text("""
+INSERT INTO blobs (tenant_id, sha256, size) VALUES (:tenant, :sha256, :size)
+ON CONFLICT (tenant_id, sha256) DO UPDATE SET touched_at = clock_timestamp(), state = 'live',
+   generation = blobs.generation + CASE WHEN blobs.state = 'deleting' THEN 1 ELSE 0 END,
+   stored = blobs.stored AND blobs.state <> 'deleting'
+RETURNING generation, stored""")
+STORED = text("""
+UPDATE blobs SET stored = true
+ WHERE tenant_id = :tenant AND sha256 = :sha256 AND generation = :generation AND state = 'live'""")
+STANDS = text("""
+UPDATE blobs SET touched_at = clock_timestamp()
+ WHERE tenant_id = :tenant AND sha256 = :sha256 AND generation = :generation AND state = 'live' AND stored RETURNING 1""")
 ADD = text("""
 INSERT INTO artifacts (id, tenant_id, sha256, size, content_type, name)
-VALUES (:id, :tenant, :sha256, :size, :content_type, :name)
-ON CONFLICT (id) DO NOTHING""")
-FIND = text(f"SELECT {_COLUMNS} FROM artifacts WHERE id = :id AND tenant_id = :tenant AND state = 'live'")
+VALUES (:id, :tenant, :sha256, :size, :content_type, :name) ON CONFLICT (id) DO NOTHING""")
+REFER = text("""
+INSERT INTO artifact_refs (artifact_id, session_id) VALUES (:id, :session) ON CONFLICT DO NOTHING""")
+FIND = text(f"""
+SELECT {_COLUMNS} FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
+ WHERE a.id = :id AND a.tenant_id = :tenant AND b.state = 'live'""")
 
 
 @dataclass(frozen=True, slots=True)
 class NewArtifact:
-    """Bytes just stored. The same ``id`` again is the same artifact: a repeated step makes no second row."""
+    """Bytes to be stored. The same ``id`` again is the same artifact: a repeated step makes no second row."""
 
     sha256: str
     size: int
@@ -37,41 +57,52 @@ class NewArtifact:
     id: UUID = field(default_factory=new_id)
 
 
-def first_key(tenant_id: UUID, sha256: str) -> str:
-    """Where the bytes go before ``add`` is called."""
-    return object_key(tenant_id, sha256, 1)
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """The blob as a writer found or made it."""
+
+    generation: int
+    stored: bool
+
+
+async def touch(db: Database, sha256: str, *, tenant_id: UUID, size: int) -> Touched:
+    row = (await db.fetch(TOUCH, {"tenant": tenant_id, "sha256": sha256, "size": size}))[0]
+    return Touched(row.generation, row.stored)
+
+
+async def stored(db: Database, sha256: str, *, tenant_id: UUID, generation: int) -> None:
+    """The bytes of this generation are there."""
+    await db.execute(STORED, {"tenant": tenant_id, "sha256": sha256, "generation": generation})
 
 
 async def add(
-    db: Database, artifact: NewArtifact, *, tenant_id: UUID, idempotency: Idempotency | None = None
-) -> tuple[ArtifactRecord, bool]:
-    """The artifact's row, and whether an equal request had made it before.
+    db: Database,
+    artifact: NewArtifact,
+    *,
+    tenant_id: UUID,
+    generation: int,
+    session_id: UUID | None = None,
+    idempotency: Idempotency | None = None,
+) -> tuple[UUID, bool] | None:
+    """The artifact's id, and whether an equal request had made it before; None: its blob was collected meanwhile.
 
     Raises:
         IdempotencyMismatch: the key was used with another body.
-        NotFound: the id belongs to somebody else.
     """
-    artifact_id, replayed = artifact.id, False
+    blob = {"tenant": tenant_id, "sha256": artifact.sha256, "generation": generation}
     async with db.transaction() as tx:
         if idempotency is not None:
             known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=artifact.id)
-            artifact_id, replayed = known or artifact.id, known is not None
-        if not replayed:
-            await tx.execute(
-                ADD,
-                {
-                    "id": artifact.id,
-                    "tenant": tenant_id,
-                    "sha256": artifact.sha256,
-                    "size": artifact.size,
-                    "content_type": artifact.content_type,
-                    "name": artifact.name,
-                },
-            )
-    record = await find(db, artifact_id, tenant_id=tenant_id)
-    if record is None:
-        raise NotFound(f"{show_id(Prefix.ARTIFACT, artifact_id)} cannot be used: choose another id")
-    return record, replayed
+            if known is not None:
+                return known, True
+        if (await tx.execute(STANDS, blob)).first() is None:
+            await tx.rollback()
+            return None
+        params = {"id": artifact.id, "tenant": tenant_id, "sha256": artifact.sha256, "size": artifact.size}
+        await tx.execute(ADD, params | {"content_type": artifact.content_type, "name": artifact.name})
+        if session_id is not None:
+            await tx.execute(REFER, {"id": artifact.id, "session": session_id})
+    return artifact.id, False
 
 
 async def find(db: Database, artifact_id: UUID, *, tenant_id: UUID) -> ArtifactRecord | None:

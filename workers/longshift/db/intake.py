@@ -44,19 +44,21 @@ RETURNING id, queue, next_position, open_turns,
 BUSY = text("SELECT 1 FROM sessions WHERE id = :session AND tenant_id = :tenant AND deleted_at IS NULL")
 
 ADD_TURNS = text("""
-INSERT INTO turns (id, session_id, tenant_id, position, status, agent, agent_version, queue, input, root_turn_id, retry_of,
+INSERT INTO turns (id, session_id, tenant_id, position, status, agent, agent_version, queue, input, input_artifact,
+                   root_turn_id, retry_of,
                    parent_turn_id, run_after, deadline, batch_id, batch_index, custom_id, traceparent, metadata)
 SELECT r.id, r.session_id, :tenant, r.position, CASE WHEN r.position IS NULL THEN 'scheduled' ELSE 'queued' END, r.agent,
-       r.agent_version, r.queue, CAST(r.input AS json), coalesce(r.root, r.id), r.retry_of, r.parent_turn_id, r.run_after,
+       r.agent_version, r.queue, CAST(r.input AS json), r.input_artifact,
+       coalesce(r.root, r.id), r.retry_of, r.parent_turn_id, r.run_after,
        coalesce(r.deadline, coalesce(r.run_after, clock_timestamp()) + CAST(:lifetime AS interval)),
        CAST(:batch AS uuid), r.batch_index, r.custom_id, r.traceparent, CAST(r.metadata AS jsonb)
   FROM unnest(CAST(:id AS uuid[]), CAST(:session AS uuid[]), CAST(:position AS bigint[]), CAST(:agent AS text[]),
               CAST(:version AS text[]), CAST(:queue AS text[]), CAST(:input AS text[]), CAST(:root AS uuid[]),
               CAST(:retry_of AS uuid[]), CAST(:run_after AS timestamptz[]),
               CAST(:deadline AS timestamptz[]), CAST(:batch_index AS int[]), CAST(:custom_id AS text[]),
-              CAST(:traceparent AS text[]), CAST(:metadata AS text[]), CAST(:parent AS uuid[]))
+              CAST(:traceparent AS text[]), CAST(:metadata AS text[]), CAST(:parent AS uuid[]), CAST(:input_artifact AS uuid[]))
        AS r(id, session_id, position, agent, agent_version, queue, input, root, retry_of, run_after, deadline, batch_index,
-            custom_id, traceparent, metadata, parent_turn_id)""")
+            custom_id, traceparent, metadata, parent_turn_id, input_artifact)""")
 ADD_BATCH = text("""
 INSERT INTO batches (id, tenant_id, total, metadata) VALUES (:id, :tenant, :total, CAST(:metadata AS jsonb))""")
 ADD_SESSION = text("""
@@ -212,6 +214,7 @@ async def add_turns(
             "traceparent": [t.traceparent for t in turns],
             "metadata": [encode(t.metadata) for t in turns],
             "parent": [t.parent_turn_id for t in turns],
+            "input_artifact": [t.input_artifact for t in turns],
         },
     )
 

@@ -21,7 +21,7 @@ from longshift.model import AgentRecord, Claim, Json, MailKind, MailRecord, Turn
 
 _TAKE = """
 UPDATE sessions s SET lease_worker = CAST(:worker AS uuid), lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
-       dispatched_at = NULL, rings = 0, head_waiting = false
+       dispatched_at = NULL, rings = 0, head_waiting = false, idle_since = NULL
   FROM c WHERE s.id = c.id
 RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq, s.crashes"""
 
@@ -56,7 +56,8 @@ c AS MATERIALIZED (
 
 # a second statement on purpose: in the claim's own snapshot the end of the log could be stale
 ENDS = text(f"""
-SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq, last.id AS last_event_id, head.*
+SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq,
+       coalesce(last.id, s.archived_event_id) AS last_event_id, head.*
   FROM sessions s
   LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true
   LEFT JOIN LATERAL (SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = s.id AND t.status IN ('queued', 'running', 'waiting')
@@ -74,6 +75,7 @@ SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = :session AND t.status IN
 RELEASE = text("""
 WITH s AS (
     UPDATE sessions SET lease_worker = NULL, queue = coalesce(:queue, queue),
+           idle_since = CASE WHEN open_turns = 0 AND leased_at IS NOT NULL THEN clock_timestamp() END,
            ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() + CAST(:delay AS interval) END
      WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker
     RETURNING id, ready_at IS NOT NULL AS more),

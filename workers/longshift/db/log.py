@@ -69,6 +69,7 @@ class Finish(Write):
     output: str | None  # JSON text
     error: str | None  # JSON text
     keep: bool
+    output_artifact: UUID | None = None  # where the output is, if it is too large for a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +170,17 @@ i AS ({_insert("t")} RETURNING session_id)
 SELECT l.id AS session_id, l.epoch, i.session_id IS NOT NULL AS flag, false AS more
   FROM l LEFT JOIN i ON i.session_id = l.id""")
 
-FINISH = text(f"""{_fence(status="text", output="text", error="text", keep="boolean")},
+FINISH = text(f"""{_fence(status="text", output="text", output_artifact="uuid", error="text", keep="boolean")},
 s AS (
     UPDATE sessions s SET open_turns = s.open_turns - 1,
            lease_worker = CASE WHEN r.keep AND s.open_turns > 1 THEN s.lease_worker END,
-           ready_at = CASE WHEN s.open_turns > 1 THEN clock_timestamp() END, suspect = NULL, crashes = 0
+           ready_at = CASE WHEN s.open_turns > 1 THEN clock_timestamp() END, suspect = NULL, crashes = 0,
+           idle_since = CASE WHEN s.open_turns = 1 THEN clock_timestamp() END
       FROM l JOIN r ON {_OWN} WHERE s.id = l.id
     RETURNING s.id, l.epoch, s.lease_worker IS NOT NULL AS kept, s.open_turns > 0 AS more),
 t AS (
-    UPDATE turns SET status = r.status, output = CAST(r.output AS json), error = CAST(r.error AS json),
+    UPDATE turns SET status = r.status, output = CAST(r.output AS json), output_artifact = r.output_artifact,
+           error = CAST(r.error AS json),
            version = turns.version + 1, ended_at = clock_timestamp()
       FROM s JOIN r ON r.session_id = s.id AND r.epoch = s.epoch WHERE turns.id = r.turn_id
     RETURNING s.id, s.epoch),
@@ -211,7 +214,8 @@ SELECT s.id AS session_id, s.epoch, s.ready AS flag, false AS more FROM s JOIN i
 
 STANDING = text("""
 SELECT r.session_id, r.epoch, coalesce(s.lease_epoch = r.epoch AND s.lease_worker = r.worker, false) AS held, e.id AS event_id,
-       coalesce(last.seq, s.archived_through, 0) AS last_seq, last.id AS last_event_id
+       coalesce(last.seq, s.archived_through, 0) AS last_seq,
+       coalesce(last.id, s.archived_event_id) AS last_event_id
   FROM unnest(CAST(:session AS uuid[]), CAST(:epoch AS bigint[]), CAST(:worker AS uuid[]), CAST(:seq AS bigint[]))
        AS r(session_id, epoch, worker, seq)
   LEFT JOIN sessions s ON s.id = r.session_id
@@ -248,6 +252,7 @@ async def finish(db: Database, writes: Sequence[Finish]) -> dict[Key, Done]:
     columns = {
         "status": [w.status.value for w in writes],
         "output": [w.output for w in writes],
+        "output_artifact": [w.output_artifact for w in writes],
         "error": [w.error for w in writes],
         "keep": [w.keep for w in writes],
     }

@@ -7,12 +7,15 @@ is runnable, and the counters that order its mailbox. Whether it is runnable fol
 has started. Everybody else writes mail (``turns`` that never started, ``mail``) and sets ``ready_at``.
 
     who writes      what
-    API             idempotency, sessions (counters, ready_at), turns (new; cancel before the start), mail, batches, artifacts
+    API             idempotency, sessions (counters, ready_at), turns (new; cancel before the start), mail, batches,
+                    blobs, artifacts, artifact_refs; archives and deletions of sessions without open turns
     holder          events, turns (start, suspend, finish), sessions (release), mail (consumed), approvals (open, close),
-                    tool_calls (start), checkpoints, passages; sessions and turns that its turn starts, word of their end
+                    tool_calls (start), checkpoints, passages, blobs, artifacts, artifact_refs; sessions and turns that its
+                    turn starts, word of their end
     whoever started a tool call     its outcome in tool_calls, also after losing the lease: that removes doubt
     operator, by the API            approvals (answer), tool_calls (settle)
-    sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at)
+    sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at);
+                    of sessions without open turns everything: archive, expiry; blobs and artifacts that nothing refers to
     supervisor      workers (dead_at, crashed: of a process that it saw end), sessions (rescue)
     worker          workers (its own row), agents
 
@@ -140,14 +143,26 @@ sessions = Table(
         server_default="0",
         comment="events up to here are in the cold tier",
     ),
+    Column(
+        "archived_event_id",
+        Uuid,
+        comment="id of the last event that is in the cold tier: with archived_through the end of the log",
+    ),
+    Column(
+        "idle_since",
+        Moment,
+        comment="when its last open turn ended; NULL: never, or it runs, or its whole log is archived",
+    ),
     Column("created_at", Moment, nullable=False, server_default=NOW),
-    Column("expires_at", Moment, comment="time to live; NULL: kept"),
+    Column("expires_at", Moment, comment="when the sweeper looks whether its time to live is over; NULL: kept"),
     Column("deleted_at", Moment, comment="tombstone"),
     CheckConstraint("open_turns >= 0", name="open_turns"),
     Index("ix_sessions_lease_worker", "lease_worker", postgresql_where=text("lease_worker IS NOT NULL")),
     Index("ix_sessions_ready_at", "ready_at", postgresql_where=text("lease_worker IS NULL AND ready_at IS NOT NULL")),
     Index("ix_sessions_suspect", "ready_at", postgresql_where=text("lease_worker IS NULL AND suspect IS NOT NULL")),
     Index("ix_sessions_tenant", "tenant_id", "id"),
+    Index("ix_sessions_idle", "idle_since", postgresql_where=text("idle_since IS NOT NULL")),
+    Index("ix_sessions_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND deleted_at IS NULL")),
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -156,6 +171,7 @@ session_details = Table(
     metadata,
     Column("session_id", Uuid, primary_key=True),
     Column("metadata", JSONB, nullable=False, server_default=EMPTY, comment="the client's: <= 16 pairs"),
+    Column("ttl", Interval, comment="how long it is kept after its last activity; NULL: as the fleet is set up"),
 )
 
 batches = Table(
@@ -181,7 +197,9 @@ turns = Table(
     Column("agent_version", Text, comment="asked for, or pinned by the first attempt"),
     Column("queue", Text, nullable=False),
     Column("input", JSON, nullable=False),
+    Column("input_artifact", Uuid, comment="where the input is, if it is too large for a row"),
     Column("output", JSON(none_as_null=True)),
+    Column("output_artifact", Uuid, comment="where the output is, if it is too large for a row"),
     Column("error", JSON(none_as_null=True)),
     Column("root_turn_id", Uuid, nullable=False, comment="first of a chain of retries: replay keys belong to it"),
     Column("retry_of", Uuid),
@@ -339,6 +357,30 @@ checkpoints = Table(
     PrimaryKeyConstraint("session_id", "seq"),
 )
 
+# The bytes themselves. A writer touches the row before it decides whether to upload; the collector marks it, deletes the
+# object of that generation, then removes the row. Whoever touches a marked row starts the next generation.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column(
+        "generation",
+        Integer,
+        nullable=False,
+        server_default="1",
+        comment="grows when a collected object is written again",
+    ),
+    Column("state", Text, nullable=False, server_default="live", comment="live or deleting"),
+    Column(
+        "stored", Boolean, nullable=False, server_default="false", comment="an upload of this generation has succeeded"
+    ),
+    Column("touched_at", Moment, nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "sha256"),
+    Index("ix_blobs_touched_at", "touched_at"),
+)
+
 artifacts = Table(
     "artifacts",
     metadata,
@@ -348,17 +390,32 @@ artifacts = Table(
     Column("size", BigInteger, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("name", Text, nullable=False),
-    Column(
-        "generation",
-        Integer,
-        nullable=False,
-        server_default="1",
-        comment="grows when a collected object is written again",
-    ),
-    Column("state", Text, nullable=False, server_default="live", comment="live or deleting"),
-    Column("touched_at", Moment, nullable=False, server_default=NOW),
     Column("created_at", Moment, nullable=False, server_default=NOW),
     Index("ix_artifacts_tenant", "tenant_id", "id"),
+    Index("ix_artifacts_blob", "tenant_id", "sha256"),
+)
+
+artifact_refs = Table(
+    "artifact_refs",
+    metadata,
+    Column("artifact_id", Uuid, nullable=False),
+    Column("session_id", Uuid, nullable=False, comment="its log, its turns or its archive point to the artifact"),
+    PrimaryKeyConstraint("artifact_id", "session_id"),
+    Index("ix_artifact_refs_session", "session_id"),
+)
+
+archives = Table(
+    "archives",
+    metadata,
+    Column("session_id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("through_seq", BigInteger, nullable=False, comment="events 1 to this are in the cold tier"),
+    Column("event_id", Uuid, nullable=False, comment="id of the last of them"),
+    Column("manifest_id", Uuid, nullable=False, comment="artifact that lists the segments"),
+    Column("context_id", Uuid, nullable=False, comment="artifact with the fold of those events"),
+    Column("events", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False, comment="of the segments, compressed"),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
 )
 
 passages = Table(
@@ -370,7 +427,9 @@ passages = Table(
     Column("ordinal", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("words", TSVECTOR, Computed("to_tsvector('english', text)", persisted=True), nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=NOW),
     PrimaryKeyConstraint("session_id", "source", "ordinal"),
+    Index("ix_passages_words", "words", postgresql_using="gin"),
 )
 
 workers = Table(

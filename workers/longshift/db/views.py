@@ -14,7 +14,8 @@ from sqlalchemy import Row, text
 from longshift.db.database import Database
 from longshift.model import AgentRecord, BatchRecord, SessionRecord, TurnRecord, TurnStatus
 
-TURN_COLUMNS = """t.id, t.session_id, t.tenant_id, t.status, t.agent, t.agent_version, t.queue, t.input, t.output, t.error,
+TURN_COLUMNS = """t.id, t.session_id, t.tenant_id, t.status, t.agent, t.agent_version, t.queue, t.input, t.input_artifact,
+ t.output, t.output_artifact, t.error,
  t.position, t.root_turn_id, t.retry_of, t.parent_turn_id, t.attempts, t.version, t.first_seq, t.run_after,
  t.deadline + coalesce(clock_timestamp() - t.clock_stopped_at, interval '0') AS deadline,
  t.batch_id, t.batch_index, t.custom_id, t.usage, t.metadata, t.traceparent, t.created_at, t.started_at, t.ended_at"""

@@ -1,0 +1,104 @@
+"""What a turn keeps outside of its log, and finds again: artifacts and passages."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import timedelta
+from random import Random
+from typing import Any, TypeVar, cast
+
+from longshift.contract import Artifact, Passage
+from longshift.errors import Unavailable
+from longshift.execution import Execution
+from longshift.model import Prefix, parse_id
+from longshift.place import running_step
+from longshift.replay import derived_id
+from longshift.steps import Retry, StepDefinition
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+INNER = Retry(attempts=5)
+"""For what the library does between steps and what may fail in any way, except that something is away: that is waited for."""
+AWAY = Retry(longest=timedelta(seconds=10))
+"""Pauses while a store is away."""
+FOREVER = timedelta(days=365)
+"""No time limit of its own: the turn has its deadline."""
+
+
+class Keeping:
+    """The part of ``Turn`` that reaches the cold and the warm tier."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    async def artifact(self, name: str, data: bytes | str, *, content_type: str | None = None) -> Artifact:
+        """Keep bytes in the cold tier and get a pointer to them; stored before the pointer is recorded.
+
+        While the store is away this waits, between steps until the turn's deadline, inside a step until that step's
+        timeout.
+        """
+        raw = data.encode() if isinstance(data, str) else data
+        kind = content_type or ("text/plain; charset=utf-8" if isinstance(data, str) else "application/octet-stream")
+        digest = hashlib.sha256(raw).hexdigest()
+        place = running_step()
+        identity = derived_id(
+            self._execution.record.root_turn_id, place.key if place else self._execution.scope().path, name, digest
+        )
+
+        async def put(name: str, sha256: str, content_type: str) -> Artifact:
+            port = self._execution.port
+            return await self._patiently(
+                lambda: port.put_artifact(identity, name=name, data=raw, content_type=content_type)
+            )
+
+        return cast(Artifact, await self._inner("$artifact", put, name, digest, kind))
+
+    async def read(self, artifact: Artifact | str) -> bytes:
+        """The bytes of an artifact of this tenant, verified against their hash. Waits while the store is away, as
+        ``artifact`` does.
+
+        Raises:
+            NotFound: there is no such artifact.
+            ArtifactCorrupt: the store no longer holds those bytes.
+        """
+        identity = artifact if isinstance(artifact, str) else artifact.id
+        artifact_id = parse_id(Prefix.ARTIFACT, identity)
+        return await self._patiently(lambda: self._execution.port.get_artifact(artifact_id))
+
+    async def index(self, source: str, passages: Sequence[str]) -> int:
+        """Make passages of ``source`` findable by ``recall`` in this session; their number."""
+        return cast(int, await self._inner("$index", self._execution.port.index, source, list(passages)))
+
+    async def recall(self, query: str, *, sources: Sequence[str] | None = None, limit: int = 8) -> list[Passage]:
+        """The passages of this session that answer ``query`` best, by full-text rank."""
+        port = self._execution.port
+
+        async def find(query: str, sources: Sequence[str] | None, limit: int) -> list[Passage]:
+            return await port.recall(query, sources=sources, limit=limit)
+
+        return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
+
+    async def _inner(self, name: str, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        """Between steps: a step of its own. Inside a step: part of that step."""
+        if running_step() is not None:
+            return await function(*args)
+        return await self._execution.perform(StepDefinition(name, function, INNER, FOREVER, ours=True), args, {})
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask a store until it answers. That it is away is nobody's failure: the turn waits, until somebody ends it."""
+        attempt = 0
+        while True:
+            try:
+                return await ask()
+            except Unavailable as error:
+                if attempt == 0:
+                    logger.warning(
+                        "a turn waits for the artifact store",
+                        extra={"turn_id": self._execution.record.id.hex, "reason": str(error)},
+                    )
+                attempt = min(attempt + 1, 20)
+            # not the turn's random numbers: those would differ on a replay, which waits for nothing
+            await self._execution.pause(AWAY.pause(attempt, random=Random()))
