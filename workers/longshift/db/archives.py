@@ -28,4 +28,6 @@ class ArchiveRecord:
 
 async def find(db: Database, session_id: UUID) -> ArchiveRecord | None:
     rows = await db.fetch(FIND, {"session": session_id})
-    return ArchiveRecord(*rows[0]) if rows else None
+    if not rows:
+        return None
+    return ArchiveRecord(**{name: getattr(rows[0], name) for name in ArchiveRecord.__dataclass_fields__})
