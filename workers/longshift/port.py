@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -13,6 +13,7 @@ from uuid import UUID
 from longshift.catalogue import Draft
 from longshift.clock import Clock
 from longshift.cold import Cold
+from longshift.context import Tiers
 from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question
 from longshift.db import approvals, children, passages, tool_calls
 from longshift.db.database import Database
@@ -50,6 +51,7 @@ class Outside:
     lease_ttl: timedelta
     lock_grace: timedelta
     is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
+    tiers: Tiers = field(default_factory=Tiers)  # where contexts come from besides Postgres
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Call ``function(db, ...)`` until Postgres answers; the journal says when it is back."""
