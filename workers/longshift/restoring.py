@@ -9,6 +9,7 @@ worker, each time it comes again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from uuid import UUID
@@ -17,7 +18,7 @@ from longshift.context import events, keep, restore
 from longshift.db import retries
 from longshift.db.database import Database
 from longshift.errors import Unavailable
-from longshift.events import FOLDED, Context, Event, encode
+from longshift.events import FOLDED, Context, Event
 from longshift.lease import Fold, Lease
 from longshift.model import TurnRecord
 from longshift.port import Outside
@@ -103,7 +104,8 @@ def _continued(fold: Fold, recorded: Sequence[Event], *, record: TurnRecord, lea
             continue
         if event.seq != fold.context.seq + 1:
             return None
-        payload = encode(event.payload) if event.kind in FOLDED else None
+        # as it was written; not checked again: an input stands one level deeper here than where it was accepted
+        payload = json.dumps(event.payload, ensure_ascii=False, separators=(",", ":")) if event.kind in FOLDED else None
         fold.add(event.seq, event.id, kind=event.kind, payload=payload, turn_id=event.turn_id)
     return fold if fold.is_at(lease.seq, lease.event_id) else None
 
