@@ -157,7 +157,7 @@ async def test_a_cancel_of_a_started_turn_is_mail_once(stage: Stage) -> None:
 async def test_a_cancel_that_waits_for_a_finish_finds_the_turn_ended(stage: Stage) -> None:
     """Or it would wake, and write mail for, a session that has nothing to do."""
     claim, turn = await stage.running()
-    columns = {"status": ["succeeded"], "output": ["1"], "error": [None], "keep": [False]}
+    columns = {"status": ["succeeded"], "output": ["1"], "error": [None], "output_artifact": [None], "keep": [False]}
     async with stage.db.transaction() as finishing:
         await finishing.execute(log.FINISH, log._run([finish(claim, turn, seq=2)]) | columns)
         cancelling = stage.begin(stage.cancel(turn))
