@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 from longshift.agent import Agent, Agents
-from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.attempt import Outcome, begun, call, failed, given, left, resumed, stopped, unwind
 from longshift.context import events, keep, restore
 from longshift.db import children, leases, log, retries
 from longshift.db.database import Database
-from longshift.errors import InvalidInput, LeaseLost, Unavailable
+from longshift.errors import InvalidInput, LeaseLost, Unavailable, ValueLost
 from longshift.events import Event
 from longshift.execution import Execution
 from longshift.lease import Lease
 from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
+from longshift.offload import Pointer
 from longshift.port import Outside, TurnPort
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ TIME_SLICE = timedelta(seconds=5)
 """How long a lease is kept from turn to turn of one session before others get their chance."""
 UNKNOWN_AGENT = timedelta(seconds=5)
 """Pause before a session whose agent this worker does not have is offered to others again."""
+STORE_AWAY = timedelta(seconds=5)
+"""Pause before a session whose next turn's input could not be fetched is tried again, by whichever worker."""
 
 
 class Stop(StrEnum):
@@ -162,11 +167,21 @@ class Runner:
         if agent is None:
             await self._defer(run, record)
             return None
-        started = await self._start(run.lease, agent, record)
+        try:
+            record, pointer = await given(record, self._reads(record))
+            lost: ValueLost | None = None
+        except Unavailable as error:
+            await self._postpone(run.lease, record, error)
+            return None
+        except ValueLost as error:
+            pointer, lost = Pointer.gone(record.input_artifact), error
+        started = await self._start(run.lease, agent, record, pointer)
         if started is None:
             return await self._next(run.lease)
         run.started = True
-        execution = await self._restore(run, record, started=started)
+        if lost is not None:
+            return await self._finish(run, record, failed(lost.code, str(lost), **lost.details))
+        execution = await self._restore(run, record, pointer, started=started)
         stop, result = await self._drive(run, agent, execution)
         match stop:
             case Stop.LOST:
@@ -211,10 +226,21 @@ class Runner:
             )
         await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
 
-    async def _start(self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord) -> datetime | None:
+    def _reads(self, record: TurnRecord) -> Callable[[UUID], Awaitable[bytes]]:
+        return partial(self._outside.cold.read, tenant_id=record.tenant_id)
+
+    async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
+        """The turn's input cannot be fetched: it waits where it is, holding no worker, and can be cancelled and expire."""
+        extra = {"turn_id": record.id.hex, "reason": str(error)}
+        logger.warning("a turn waits for the artifact store", extra=extra)
+        await self._give_back(lease, delay=STORE_AWAY, queue=record.queue)
+
+    async def _start(
+        self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord, pointer: Pointer | None
+    ) -> datetime | None:
         """Record ``turn.started`` and return its time; None if the turn ended before."""
         now = self._outside.clock.now()
-        event = begun(record, agent, now=now)
+        event = begun(record, agent, now=now, pointer=pointer)
         done = await self._outside.journal.write(
             lease, lambda seq: log.Start(lease.claim, seq, (event,), record.id, agent.version)
         )
@@ -232,7 +258,7 @@ class Runner:
         )
         return next((m for m in mail if m.turn_id == record.id), None)
 
-    async def _restore(self, run: Run, record: TurnRecord, *, started: datetime) -> Execution:
+    async def _restore(self, run: Run, record: TurnRecord, pointer: Pointer | None, *, started: datetime) -> Execution:
         """The context as of the turn's start, and what is recorded of the turn."""
         outside, lease = self._outside, run.lease
         first_seq = record.first_seq or lease.seq
@@ -243,7 +269,7 @@ class Runner:
         if record.attempts > 0 or record.continues:
             recorded = await self._outside.asking(_recorded, record, first_seq=first_seq)
         port = TurnPort(outside, lease, record)
-        return resumed(record, recorded, before=restored.context, port=port, now=started)
+        return resumed(record, recorded, before=restored.context, port=port, now=started, pointer=pointer)
 
     async def _drive(self, run: Run, agent: Agent[Any, Any], execution: Execution) -> tuple[Stop, Outcome | None]:
         """Let the agent run until it ends or has to leave; unwound either way when this returns."""
@@ -289,7 +315,15 @@ class Runner:
         done = await journal.write(
             lease,
             lambda seq: log.Finish(
-                lease.claim, seq, (event,), record.id, outcome.status, outcome.output, outcome.error, kept
+                lease.claim,
+                seq,
+                (event,),
+                record.id,
+                outcome.status,
+                outcome.output,
+                outcome.error,
+                kept,
+                outcome.artifact,
             ),
         )
         self._tell(lease, record, outcome.status)

@@ -154,18 +154,21 @@ class Worker:
         self._notices = Notices(self._hot)
         self._mailroom = Mailroom(self._db, self._notices)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
+        cold = Cold(self._db, self._store)
         outside = Outside(
             db=self._db,
             journal=self._journal,
             notices=self._notices,
             mailroom=self._mailroom,
-            mailbox=Mailbox(self._db, self._hot, config=config, clock=self._clock),
-            cold=Cold(self._db, self._store),
+            mailbox=Mailbox(self._db, self._hot, cold=cold, config=config, clock=self._clock),
+            cold=cold,
             clock=self._clock,
             step_threads=self._threads[0],
             agent_threads=self._threads[1],
             step_timeout=config.step_timeout,
+            inline=config.inline,
             max_event=config.max_event,
+            max_value=config.max_value,
             ledger=self._ledger,
             underway=self._underway,
             lease_ttl=config.lease_ttl,
