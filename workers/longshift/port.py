@@ -48,7 +48,9 @@ class Outside:
     step_threads: ThreadPoolExecutor
     agent_threads: ThreadPoolExecutor
     step_timeout: timedelta
+    inline: int
     max_event: int
+    max_value: int
     ledger: Ledger
     underway: UnderWay
     lease_ttl: timedelta
@@ -75,7 +77,7 @@ class TurnPort:
         self._record = record
         self.clock = outside.clock
         self.step_timeout = outside.step_timeout
-        self.max_event = outside.max_event
+        self.inline, self.max_event, self.max_value = outside.inline, outside.max_event, outside.max_value
         self.lease_ttl = outside.lease_ttl
         self.underway = outside.underway
 
@@ -144,7 +146,14 @@ class TurnPort:
         catalogue = await self._outside.mailbox.catalogue(wanted=(child.agent, None))
         draft = Draft(agent=child.agent, input=child.input, deadline=child.deadline, metadata=child.metadata)
         turn = catalogue.new_turn(draft, now=self.clock.now())
-        return replace(turn, id=child.id, parent_turn_id=self._record.id, queue=child.queue or turn.queue)
+        return replace(
+            turn,
+            id=child.id,
+            parent_turn_id=self._record.id,
+            queue=child.queue or turn.queue,
+            input=turn.input if child.input_artifact is None else None,
+            input_artifact=child.input_artifact,
+        )
 
     def _lost(self) -> NoReturn:
         self._outside.journal.lose(self._lease)
