@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from itertools import count
 from typing import Any
+from uuid import UUID
 
 from longshift.agent import Agent, Agents
-from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.attempt import Outcome, begun, call, failed, given, left, resumed, stopped, unwind
 from longshift.db import children, leases, log
-from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, Unavailable
+from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, Unavailable, ValueLost
 from longshift.execution import Execution
 from longshift.lease import Lease
 from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
+from longshift.offload import Pointer
 from longshift.port import Outside, TurnPort
 from longshift.restoring import Place, Restorer
 
@@ -37,6 +40,8 @@ UNKNOWN_AGENT = timedelta(seconds=5)
 """Pause before a session whose agent this worker does not have is offered to others again."""
 AWAY = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each attempt to restore a context again while Postgres or the object store is away; the last repeats."""
+STORE_AWAY = timedelta(seconds=5)
+"""Pause before a session whose next turn's input could not be fetched is tried again, by whichever worker."""
 
 
 class Stop(StrEnum):
@@ -170,12 +175,22 @@ class Runner:
         if agent is None:
             await self._defer(run, record)
             return None
+        try:
+            record, pointer = await given(record, self._reads(record))
+            lost: ValueLost | None = None
+        except Unavailable as error:
+            await self._postpone(run.lease, record, error)
+            return None
+        except ValueLost as error:
+            pointer, lost = Pointer.gone(record.input_artifact), error
         ends = run.lease.seq, run.lease.event_id
-        started = await self._start(run.lease, agent, record)
+        started = await self._start(run.lease, agent, record, pointer)
         if started is None:
             return await self._next(run.lease)
         run.started = True
-        restored = await self._restore(run, record, ends=ends, started=started)
+        if lost is not None:
+            return await self._finish(run, record, failed(lost.code, str(lost), **lost.details))
+        restored = await self._restore(run, record, pointer, ends=ends, started=started)
         stop, result = (restored, None) if isinstance(restored, Stop) else await self._drive(run, agent, restored)
         match stop:
             case Stop.LOST:
@@ -220,10 +235,21 @@ class Runner:
             )
         await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
 
-    async def _start(self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord) -> datetime | None:
+    def _reads(self, record: TurnRecord) -> Callable[[UUID], Awaitable[bytes]]:
+        return partial(self._outside.cold.read, tenant_id=record.tenant_id)
+
+    async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
+        """The turn's input cannot be fetched: it waits where it is, holding no worker, and can be cancelled and expire."""
+        extra = {"turn_id": record.id.hex, "reason": str(error)}
+        logger.warning("a turn waits for the artifact store", extra=extra)
+        await self._give_back(lease, delay=STORE_AWAY, queue=record.queue)
+
+    async def _start(
+        self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord, pointer: Pointer | None
+    ) -> datetime | None:
         """Record ``turn.started`` and return its time; None if the turn ended before."""
         now = self._outside.clock.now()
-        event = begun(record, agent, now=now)
+        event = begun(record, agent, now=now, pointer=pointer)
         done = await self._outside.journal.write(
             lease, lambda seq: log.Start(lease.claim, seq, (event,), record.id, agent.version)
         )
@@ -241,7 +267,9 @@ class Runner:
         )
         return next((m for m in mail if m.turn_id == record.id), None)
 
-    async def _restore(self, run: Run, record: TurnRecord, *, ends: Place, started: datetime) -> Execution | Stop:
+    async def _restore(
+        self, run: Run, record: TurnRecord, pointer: Pointer | None, *, ends: Place, started: datetime
+    ) -> Execution | Stop:
         """The turn with its context and with what is recorded of it; or why it leaves before it has them."""
         for attempt in count():
             try:
@@ -258,7 +286,7 @@ class Runner:
                 return stop
             await self._outside.journal.ready()
         port = TurnPort(self._outside, run.lease, record)
-        return resumed(record, recorded, before=before, port=port, now=started)
+        return resumed(record, recorded, before=before, port=port, now=started, pointer=pointer)
 
     async def _drive(self, run: Run, agent: Agent[Any, Any], execution: Execution) -> tuple[Stop, Outcome | None]:
         """Let the agent run until it ends or has to leave; unwound either way when this returns."""
@@ -304,7 +332,15 @@ class Runner:
         done = await journal.write(
             lease,
             lambda seq: log.Finish(
-                lease.claim, seq, (event,), record.id, outcome.status, outcome.output, outcome.error, kept
+                lease.claim,
+                seq,
+                (event,),
+                record.id,
+                outcome.status,
+                outcome.output,
+                outcome.error,
+                kept,
+                outcome.artifact,
             ),
         )
         self._restorer.hand_on(lease)

@@ -31,6 +31,7 @@ from longshift.context import Tiers
 from longshift.db import leases
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
+from longshift.embedding import load_embedder
 from longshift.ending import POOLS, end
 from longshift.errors import Unavailable
 from longshift.heartbeat import Heartbeat, tick
@@ -44,6 +45,7 @@ from longshift.metrics import Metrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
+from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
 from longshift.underway import UnderWay
@@ -117,10 +119,11 @@ class Worker:
 
         Raises:
             Unavailable: Postgres does not answer.
-            ConfigError: a setting is missing.
+            ConfigError: a setting is missing or wrong.
         """
         self._build()
         await leases.serve(self._db, self._agents.describe())
+        await self._retrieval.prepare()
         await asyncio.to_thread(self._heartbeat.register)
         self._journal.start_lanes()
         self._ledger.start_lanes()
@@ -156,6 +159,8 @@ class Worker:
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
         self._ledger = self._make_ledger(self._db, self._journal)
+        embedding = load_embedder(config.embedder) if config.embedder is not None else None
+        self._retrieval = Retrieval(self._db, embedding, clock=self._clock)
         self._underway = UnderWay(self._clock)
         self._notices = Notices(self._hot)
         self._mailroom = Mailroom(self._db, self._notices)
@@ -166,13 +171,16 @@ class Worker:
             journal=self._journal,
             notices=self._notices,
             mailroom=self._mailroom,
-            mailbox=Mailbox(self._db, self._hot, config=config, clock=self._clock),
+            mailbox=Mailbox(self._db, self._hot, cold=cold, config=config, clock=self._clock),
             cold=cold,
+            retrieval=self._retrieval,
             clock=self._clock,
             step_threads=self._threads[0],
             agent_threads=self._threads[1],
             step_timeout=config.step_timeout,
+            inline=config.inline,
             max_event=config.max_event,
+            max_value=config.max_value,
             ledger=self._ledger,
             underway=self._underway,
             lease_ttl=config.lease_ttl,
