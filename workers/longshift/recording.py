@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,10 +87,12 @@ class Records:
 
     async def _laid_out(self, trial: Try, text: str) -> UUID | None:
         """The artifact with a large result; None while the store is away: that it is done must not wait for that."""
-        identity = derived_id(trial.row.id, "result")
+        data = text.encode()
+        # of the result, too: a call that is repeated may have another one, and an artifact never changes
+        identity = derived_id(trial.row.id, "result", hashlib.sha256(data).hexdigest())
         try:
             await self._execution.port.put_artifact(
-                identity, name=f"{trial.spec.name}.json", data=text.encode(), content_type="application/json"
+                identity, name=f"{trial.spec.name}.json", data=data, content_type="application/json"
             )
         except Unavailable:
             return None
