@@ -176,6 +176,10 @@ class Cold:
             raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
         return record
 
+    async def find_all(self, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+        """Those of ``ids`` that the tenant has."""
+        return await files.find_all(self._db, ids, tenant_id=tenant_id)
+
     async def read(self, artifact_id: UUID, *, tenant_id: UUID, session_id: UUID | None = None) -> bytes:
         """All of it, verified; ``session_id``: who reads it, and keeps it from now on.
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -20,6 +20,7 @@ from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
 from longshift.underway import UnderWay
 
 T = TypeVar("T")
+RecallScope = Literal["session", "tenant"]
 
 
 class Artifact(BaseModel, frozen=True):
@@ -33,12 +34,20 @@ class Artifact(BaseModel, frozen=True):
 
 
 class Passage(BaseModel, frozen=True):
-    """A piece of a source that answers a query; ``score`` orders them, larger is better."""
+    """A piece of a source that answers a query.
+
+    Attributes:
+        source: what it was taken from; ``history``: a message that has left the context.
+        ordinal: its place in the source.
+        score: orders the answers to one query, larger is better.
+        session_id: ``ses_...``, whose it is.
+    """
 
     source: str
     ordinal: int
     text: str
     score: float = 0.0
+    session_id: str = ""  # not in what earlier versions have recorded
 
 
 class Verdict(BaseModel, frozen=True):
@@ -107,6 +116,7 @@ class NewChild:
     session_id: UUID
     agent: str
     input: Json
+    input_artifact: UUID | None  # where it is, if it is too large for a row
     queue: str | None  # None: the agent's own
     deadline: datetime
     metadata: Mapping[str, str]
@@ -119,7 +129,9 @@ class Port(Protocol):
 
     clock: Clock
     step_timeout: timedelta
+    inline: int
     max_event: int
+    max_value: int
     lease_ttl: timedelta
     underway: UnderWay
 
@@ -207,6 +219,12 @@ class Port(Protocol):
         """Some of it in chunks; ``pause`` lets time pass while something is away. Raises NotFound, ArtifactCorrupt."""
         ...
 
-    async def index(self, source: str, texts: Sequence[str], /) -> int: ...
+    async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
+        """Keep passages of the session, numbered from 0 or by ``ordinals``, unless they are there; raises LeaseLost."""
+        ...
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]: ...
+    async def recall(
+        self, query: str, *, sources: Sequence[str] | None, limit: int, scope: RecallScope
+    ) -> list[Passage]:
+        """The passages of the session, or of all sessions of its tenant, that answer best."""
+        ...

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
-from random import Random
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast, get_args
 from uuid import UUID
 
 from longshift.artifacts import Spooled, in_memory, read_file, spool
-from longshift.contract import Artifact, Passage
-from longshift.errors import Unavailable, UsageError
+from longshift.contract import Artifact, Passage, RecallScope
+from longshift.errors import UsageError
 from longshift.execution import Execution
 from longshift.model import Prefix, parse_id
+from longshift.offload import patience, patiently
 from longshift.place import running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
+from longshift.summaries import HISTORY
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 INNER = Retry(attempts=5)
 """For what the library does between steps and what may fail in any way, except that something is away: that is waited for."""
-AWAY = Retry(longest=timedelta(seconds=10))
-"""Pauses while a store is away."""
 FOREVER = timedelta(days=365)
 """No time limit of its own: the turn has its deadline."""
 
@@ -113,23 +109,59 @@ class Keeping:
             NotFound, ArtifactCorrupt: as ``read``, also after some chunks.
             InvalidInput: no range.
         """
-        chunks = self._execution.port.stream_artifact(_id_of(artifact), start=start, end=end, pause=self._patience())
+        chunks = self._execution.port.stream_artifact(
+            _id_of(artifact), start=start, end=end, pause=patience(self._execution)
+        )
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
 
     async def index(self, source: str, passages: Sequence[str]) -> int:
-        """Make passages of ``source`` findable by ``recall`` in this session; their number."""
-        return cast(int, await self._inner("$index", self._execution.port.index, source, list(passages)))
+        """Make passages of ``source`` findable by ``recall``; their number.
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None = None, limit: int = 8) -> list[Passage]:
-        """The passages of this session that answer ``query`` best, by full-text rank."""
+        Raises:
+            UsageError: ``source`` is ``"history"``, which is for messages.
+        """
+        if source == HISTORY:
+            raise UsageError(f"the source {HISTORY!r} is for messages that have left the context: choose another name")
+
+        async def add(source: str, texts: Sequence[str], /) -> int:
+            return await self._execution.port.index(source, texts)
+
+        return cast(int, await self._inner("$index", add, source, list(passages)))
+
+    async def recall(
+        self,
+        query: str,
+        *,
+        scope: RecallScope = "session",
+        sources: Sequence[str] | None = None,
+        limit: int = 8,
+    ) -> list[Passage]:
+        """The passages that answer ``query`` best, by full text, and by meaning where the workers have an embedder.
+
+        Args:
+            query: a question, or words; any of them counts.
+            scope: search this session, or all of its tenant.
+            sources: only those given to ``index`` under these names; ``history``: messages that have left the context.
+            limit: of passages.
+
+        Raises:
+            UsageError: there is no such scope.
+        """
+        if scope not in get_args(RecallScope):
+            raise UsageError(f"recall(scope={scope!r}): it is 'session' or 'tenant'")
         port = self._execution.port
 
         async def find(query: str, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-            return await port.recall(query, sources=sources, limit=limit)
+            return await port.recall(query, sources=sources, limit=limit, scope="session")
 
-        return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
+        async def find_everywhere(query: str, sources: Sequence[str] | None, limit: int, scope: str) -> list[Passage]:
+            return await port.recall(query, sources=sources, limit=limit, scope="tenant")
+
+        if scope == "session":  # its arguments are those of earlier versions, whose turns may still be running
+            return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
+        return cast(list[Passage], await self._inner("$recall", find_everywhere, query, sources, limit, scope))
 
     async def _inner(self, name: str, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         """Between steps: a step of its own. Inside a step: part of that step."""
@@ -138,29 +170,7 @@ class Keeping:
         return await self._execution.perform(StepDefinition(name, function, INNER, FOREVER, ours=True), args, {})
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask a store until it answers. That it is away is nobody's failure: the turn waits, until somebody ends it."""
-        pause = self._patience()
-        while True:
-            try:
-                return await ask()
-            except Unavailable as error:
-                await pause(error)
-
-    def _patience(self) -> Callable[[Unavailable], Awaitable[None]]:
-        """Lets time pass each time that a store is away, longer and longer."""
-        attempts = count()
-
-        async def pause(error: Unavailable) -> None:
-            attempt = next(attempts)
-            if attempt == 0:
-                logger.warning(
-                    "a turn waits for the artifact store",
-                    extra={"turn_id": self._execution.record.id.hex, "reason": str(error)},
-                )
-            # not the turn's random numbers: those would differ on a replay, which waits for nothing
-            await self._execution.pause(AWAY.pause(min(attempt + 1, 20), random=Random()))
-
-        return pause
+        return await patiently(self._execution, ask)
 
 
 class Source:
@@ -173,9 +183,7 @@ class Source:
     async def body(self) -> Spooled:
         """Raises what the source raised."""
         if self._taken is None:
-            self._taken = UsageError(
-                "it was cut off"
-            )  # as long as nobody knows better: the rest alone is not the whole
+            self._taken = UsageError("it was cut off")  # if it is: the rest of the source alone is not the whole
             try:
                 self._taken = await spool(self._chunks, limit=sys.maxsize)
             except Exception as error:

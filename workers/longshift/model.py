@@ -9,7 +9,7 @@ Identifiers are UUIDs of version 7, written for people as ``<prefix>_<32 hex dig
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -336,6 +336,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The newest checkpoint of a session, and what has come since: every context has it with it, wherever it is copied,
+    so that whoever continues it knows when the next one is due."""
+
+    seq: int = 0  # 0: there is none; -1: there is none, and the log begins in an archive
+    size: int = 0  # characters of its text
+    fresh: int = 0  # characters of what was folded in since
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who calls the API."""
 
@@ -362,3 +372,4 @@ class NewTurn:
     retry_of: UUID | None = None
     root_turn_id: UUID | None = None  # None: it begins a chain of its own
     input_artifact: UUID | None = None  # where the input is, if it is too large for a row; ``input`` is None then
+    artifacts: Collection[UUID] = ()  # that an input names which is not in a row: its session keeps them

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -15,9 +15,11 @@ from longshift.artifacts import Spooled
 from longshift.catalogue import Draft
 from longshift.clock import Clock
 from longshift.cold import Cold
-from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question
-from longshift.db import approvals, children, passages, tool_calls
+from longshift.context import Tiers
+from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question, RecallScope
+from longshift.db import approvals, children, tool_calls
 from longshift.db.database import Database
+from longshift.db.passages import Reach
 from longshift.errors import LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.journal import Journal
@@ -27,6 +29,7 @@ from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.model import ArtifactRecord, CallOutcome, NewCall, NewTurn, Prefix, ToolCallRecord, TurnRecord, show_id
 from longshift.notices import Notices
+from longshift.retrieval import Retrieval
 from longshift.underway import UnderWay
 
 T = TypeVar("T")
@@ -42,16 +45,20 @@ class Outside:
     mailroom: Mailroom
     mailbox: Mailbox
     cold: Cold
+    retrieval: Retrieval
     clock: Clock
     step_threads: ThreadPoolExecutor
     agent_threads: ThreadPoolExecutor
     step_timeout: timedelta
+    inline: int
     max_event: int
+    max_value: int
     ledger: Ledger
     underway: UnderWay
     lease_ttl: timedelta
     lock_grace: timedelta
     is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
+    tiers: Tiers = field(default_factory=Tiers)  # where contexts come from besides Postgres
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Call ``function(db, ...)`` until Postgres answers; the journal says when it is back."""
@@ -72,7 +79,7 @@ class TurnPort:
         self._record = record
         self.clock = outside.clock
         self.step_timeout = outside.step_timeout
-        self.max_event = outside.max_event
+        self.inline, self.max_event, self.max_value = outside.inline, outside.max_event, outside.max_value
         self.lease_ttl = outside.lease_ttl
         self.underway = outside.underway
 
@@ -141,7 +148,14 @@ class TurnPort:
         catalogue = await self._outside.mailbox.catalogue(wanted=(child.agent, None))
         draft = Draft(agent=child.agent, input=child.input, deadline=child.deadline, metadata=child.metadata)
         turn = catalogue.new_turn(draft, now=self.clock.now())
-        return replace(turn, id=child.id, parent_turn_id=self._record.id, queue=child.queue or turn.queue)
+        return replace(
+            turn,
+            id=child.id,
+            parent_turn_id=self._record.id,
+            queue=child.queue or turn.queue,
+            input=turn.input if child.input_artifact is None else None,
+            input_artifact=child.input_artifact,
+        )
 
     def _lost(self) -> NoReturn:
         self._outside.journal.lose(self._lease)
@@ -203,21 +217,21 @@ class TurnPort:
             async for chunk in chunks:
                 yield chunk
 
-    async def index(self, source: str, texts: Sequence[str], /) -> int:
-        return await self._outside.asking(
-            passages.add, texts, tenant_id=self._record.tenant_id, session_id=self._record.session_id, source=source
-        )
+    async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
+        retrieval, numbers = self._outside.retrieval, range(len(texts)) if ordinals is None else ordinals
+        claim = self._lease.claim
+        if not await self._outside.asking(lambda _: retrieval.index(claim, texts, source=source, ordinals=numbers)):
+            self._lost()
+        return len(texts)
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-        rows = await self._outside.asking(
-            passages.find,
-            query,
-            tenant_id=self._record.tenant_id,
-            session_id=self._record.session_id,
-            sources=sources,
-            limit=limit,
+    async def recall(
+        self, query: str, *, sources: Sequence[str] | None, limit: int, scope: RecallScope
+    ) -> list[Passage]:
+        record, retrieval = self._record, self._outside.retrieval
+        reach = Reach(record.tenant_id, record.session_id if scope == "session" else None, sources)
+        return await self._outside.asking(
+            lambda _: retrieval.recall(query, reach=reach, session_id=record.session_id, limit=limit)
         )
-        return [Passage(source=r.source, ordinal=r.ordinal, text=r.text, score=round(r.score, 6)) for r in rows]
 
 
 def shown(record: ArtifactRecord) -> Artifact:

@@ -158,6 +158,7 @@ sessions = Table(
     Column("created_at", Moment, nullable=False, server_default=NOW),
     Column("expires_at", Moment, comment="when the sweeper looks whether its time to live is over; NULL: kept"),
     Column("deleted_at", Moment, comment="tombstone"),
+    Column("purge_at", Moment, comment="deleted: when the sweeper looks for what is left of it; NULL: nothing is"),
     CheckConstraint("open_turns >= 0", name="open_turns"),
     Index("ix_sessions_lease_worker", "lease_worker", postgresql_where=text("lease_worker IS NOT NULL")),
     Index("ix_sessions_ready_at", "ready_at", postgresql_where=text("lease_worker IS NULL AND ready_at IS NOT NULL")),
@@ -165,6 +166,7 @@ sessions = Table(
     Index("ix_sessions_tenant", "tenant_id", "id"),
     Index("ix_sessions_idle", "idle_since", postgresql_where=text("idle_since IS NOT NULL")),
     Index("ix_sessions_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND deleted_at IS NULL")),
+    Index("ix_sessions_purge", "purge_at", postgresql_where=text("purge_at IS NOT NULL")),
     postgresql_with={"fillfactor": "70"},
 )
 

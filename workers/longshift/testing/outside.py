@@ -7,19 +7,42 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
 from longshift.artifacts import CHUNK, Spooled, check_range
 from longshift.config import Config
-from longshift.contract import Artifact, Cause, CauseKind, Found, Look, NewChild, Passage, Question
+from longshift.contract import (
+    Artifact,
+    Cause,
+    CauseKind,
+    Found,
+    Look,
+    NewChild,
+    Passage,
+    Question,
+    RecallScope,
+)
 from longshift.errors import Conflict, ControlFlow, LeaseLost, NotFound, Unavailable, UsageError
-from longshift.events import NewEvent
-from longshift.model import CallOutcome, CallStatus, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
+from longshift.events import NewEvent, encode
+from longshift.model import (
+    CallOutcome,
+    CallStatus,
+    Json,
+    NewCall,
+    Prefix,
+    ToolCallRecord,
+    TurnRecord,
+    parse_id,
+    show_id,
+)
+from longshift.offload import Pointer
+from longshift.replay import derived_id
 from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
 from longshift.underway import UnderWay
@@ -43,7 +66,9 @@ class Outside:
 
     step_timeout = timedelta(minutes=10)
     lease_ttl: timedelta = Config.model_fields["lease_ttl"].default
+    inline: int = Config.model_fields["inline"].default
     max_event: int = Config.model_fields["max_event"].default
+    max_value: int = Config.model_fields["max_value"].default
 
     def __init__(self, world: World, *, epoch: int, threads: ThreadPoolExecutor) -> None:
         self.world, self.epoch = world, epoch
@@ -265,12 +290,13 @@ class Outside:
         whole = data if isinstance(data, bytes) else data.whole()
         if self.world.artifacts.get(identity, whole) != whole:
             raise Conflict(f"artifact {identity} has other bytes, and never changes: give new ones an id of their own")
-        self.world.artifacts[identity] = self.world.kept[name] = whole
+        self.world.artifacts[identity] = self.world.ledger.artifacts[identity] = self.world.kept[name] = whole
         sha256 = hashlib.sha256(whole).hexdigest()
         return Artifact(id=identity, name=name, size=len(whole), sha256=sha256, content_type=content_type)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
-        for identity, data in self.world.artifacts.items():
+        await self.awake()
+        for identity, data in (self.world.ledger.artifacts | dict(self.world.artifacts)).items():
             if parse_id(Prefix.ARTIFACT, identity) == artifact_id:
                 return data
         raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
@@ -283,20 +309,35 @@ class Outside:
         for first in range(0, len(wanted), CHUNK):
             yield wanted[first : first + CHUNK]
 
-    async def index(self, source: str, texts: Sequence[str], /) -> int:
-        await self.awake()
-        for ordinal, text in enumerate(texts):
-            self.world.passages.setdefault((source, ordinal), text)
+    async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
+        await self._fenced(f"passages of {source}")
+        session = show_id(Prefix.SESSION, self.world.record.session_id)
+        for ordinal, text in zip(range(len(texts)) if ordinals is None else ordinals, texts, strict=True):
+            self.world.keep(Passage(source=source, ordinal=ordinal, text=text, session_id=session))
         return len(texts)
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-        words = _words(query)
+    async def recall(
+        self, query: str, *, sources: Sequence[str] | None, limit: int, scope: RecallScope
+    ) -> list[Passage]:
+        words, session = _words(query), show_id(Prefix.SESSION, self.world.record.session_id)
         found = [
-            Passage(source=source, ordinal=ordinal, text=text, score=score)
-            for (source, ordinal), text in self.world.passages.items()
-            if (sources is None or source in sources) and (score := _score(words, text)) > 0
+            passage.model_copy(update={"score": score})
+            for passage in self.world.passages
+            if (scope == "tenant" or passage.session_id == session)
+            and (sources is None or passage.source in sources)
+            and (score := _score(words, passage.text)) > 0
         ]
-        return sorted(found, key=lambda p: (-p.score, p.source, p.ordinal))[:limit]
+        return sorted(found, key=lambda p: (-p.score, p.session_id, p.source, p.ordinal))[:limit]
+
+
+def submitted(record: TurnRecord, artifacts: MutableMapping[str, bytes]) -> TurnRecord:
+    """The turn as it is accepted: a large input goes to the artifacts."""
+    data = encode(record.input).encode()
+    if len(data) <= Outside.inline:
+        return record
+    identity = derived_id(record.id, "input")
+    artifacts[show_id(Prefix.ARTIFACT, identity)] = data
+    return replace(record, input=None, input_artifact=identity)
 
 
 def _ended(call: ToolCallRecord) -> Mapping[str, Json]:
@@ -306,7 +347,7 @@ def _ended(call: ToolCallRecord) -> Mapping[str, Json]:
         "status": call.status.value,
         "result": call.result,
         "error": call.error,
-        "artifact": call.artifact_id.hex if call.artifact_id is not None else None,
+        "artifact": Pointer(call.artifact_id, 0, "").facts if call.artifact_id is not None else None,
         "note": call.note,
     }
 

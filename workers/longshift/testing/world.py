@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from longshift.clock import Clock
-from longshift.contract import Question, Verdict
+from longshift.contract import Passage, Question, Verdict
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
 from longshift.model import (
@@ -183,6 +183,7 @@ class World:
         *,
         post: Post | None = None,
         ledger: Ledger | None = None,
+        passages: list[Passage] | None = None,
     ) -> None:
         self.post = post or Post()
         self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
@@ -191,7 +192,7 @@ class World:
         self.first = len(log)
         self.kept: dict[str, bytes] = {}
         self.deltas: list[Delta] = []
-        self.passages: dict[tuple[str, int], str] = {}
+        self.passages = passages if passages is not None else []
         self.refused: list[str] = []  # writes and wake-ups, in their order
         self.late: list[str] = []  # what a stale writer did although it was refused
         self.holder: int | None = None
@@ -205,6 +206,12 @@ class World:
     def events(self) -> list[Event]:
         return self.log[self.first :]
 
+    def keep(self, passage: Passage) -> None:
+        """Unless it is there."""
+        place = passage.session_id, passage.source, passage.ordinal
+        if all((each.session_id, each.source, each.ordinal) != place for each in self.passages):
+            self.passages.append(passage)
+
     @property
     def earlier(self) -> list[Event]:
         """What the turns have recorded that this one retries."""
@@ -212,6 +219,10 @@ class World:
             return []
         chain = chain_of(self.log, self.record.retry_of)
         return [event for event in self.log[: self.first] if event.turn_id in chain]
+
+    def text_of(self, artifact_id: UUID) -> str:
+        """A large value."""
+        return self.artifacts[show_id(Prefix.ARTIFACT, artifact_id)].decode()
 
     @property
     def ended(self) -> bool:

@@ -60,6 +60,13 @@ def _sessions() -> None:
         postgresql_where=sa.text("expires_at IS NOT NULL AND deleted_at IS NULL"),
     )
     op.add_column(
+        "sessions",
+        sa.Column(
+            "purge_at", MOMENT, comment="deleted: when the sweeper looks for what is left of it; NULL: nothing is"
+        ),
+    )
+    op.create_index("ix_sessions_purge", "sessions", ["purge_at"], postgresql_where=sa.text("purge_at IS NOT NULL"))
+    op.add_column(
         "session_details",
         sa.Column(
             "ttl", sa.Interval(), comment="how long it is kept after its last activity; NULL: as the fleet is set up"
@@ -200,6 +207,8 @@ def downgrade() -> None:
     op.drop_column("turns", "output_artifact")
     op.drop_column("turns", "input_artifact")
     op.drop_column("session_details", "ttl")
+    op.drop_index("ix_sessions_purge", table_name="sessions")
+    op.drop_column("sessions", "purge_at")
     op.drop_index("ix_sessions_expires", table_name="sessions")
     op.drop_index("ix_sessions_idle", table_name="sessions")
     op.alter_column(
