@@ -26,6 +26,7 @@ from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
+from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
 from longshift.db import leases
@@ -138,7 +139,12 @@ class Worker:
         if self._isolated:
             self._serve(suspects=self._admit_forever())
         else:
-            self._serve(claims=self._claim_forever(), sweeper=self._sweeper.run(), warden=self._warden.run())
+            self._serve(
+                claims=self._claim_forever(),
+                sweeper=self._sweeper.run(),
+                collector=self._collector.run(),
+                warden=self._warden.run(),
+            )
             if self._config.metrics_port is not None:
                 self.metrics.serve(self._config.metrics_port, host=self._config.host)
         self._heartbeat.start(asyncio.get_running_loop())
@@ -212,6 +218,9 @@ class Worker:
         )
         self._worker_id = heartbeat.worker_id
         self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=lambda: heartbeat.leader, config=config)
+        self._collector = Collector(
+            cold, leads=lambda: heartbeat.leader, keep_uploads=config.keep_uploads, metrics=self.metrics
+        )
         self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=self._clock)
 
     def _serve(self, **services: Coroutine[Any, Any, None]) -> None:

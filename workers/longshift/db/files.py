@@ -78,6 +78,9 @@ SELECT {_COLUMNS}, b.generation,
        EXISTS (SELECT FROM artifact_refs r WHERE r.artifact_id = a.id AND r.session_id = CAST(:session AS uuid)) AS referred
   FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
  WHERE a.id = :id AND a.tenant_id = :tenant""")
+FIND_ALL = text(f"""
+SELECT {_COLUMNS}, b.generation FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
+ WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.tenant_id = :tenant""")
 REFER = text(f"""
 WITH {_SESSION},
 a AS MATERIALIZED (
@@ -202,6 +205,12 @@ async def find(
     if session_id is not None and not rows[0].referred:
         await db.execute(REFER, params)
     return _record(rows[0])
+
+
+async def find_all(db: Database, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+    """Those of ``ids`` that the tenant has."""
+    rows = await db.fetch(FIND_ALL, {"ids": list(ids), "tenant": tenant_id})
+    return {row.id: _record(row) for row in rows}
 
 
 def named_in(written: str) -> set[UUID]:
