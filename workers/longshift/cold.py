@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from uuid import UUID
 
 from longshift.artifacts import ArtifactStore, Spooled, object_key, read_verified, stream_verified
@@ -83,6 +83,10 @@ class Cold:
         if record is None:
             raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
         return record
+
+    async def find_all(self, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+        """Those of ``ids`` that the tenant has."""
+        return await files.find_all(self._db, ids, tenant_id=tenant_id)
 
     async def read(self, artifact_id: UUID, *, tenant_id: UUID) -> bytes:
         """All of it, verified.

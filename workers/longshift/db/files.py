@@ -12,6 +12,7 @@ so that an upload is skipped only if the collector cannot delete what is there, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -44,6 +45,9 @@ INSERT INTO artifact_refs (artifact_id, session_id) VALUES (:id, :session) ON CO
 FIND = text(f"""
 SELECT {_COLUMNS} FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
  WHERE a.id = :id AND a.tenant_id = :tenant AND b.state = 'live'""")
+FIND_ALL = text(f"""
+SELECT {_COLUMNS} FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
+ WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.tenant_id = :tenant AND b.state = 'live'""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,12 @@ async def add(
 async def find(db: Database, artifact_id: UUID, *, tenant_id: UUID) -> ArtifactRecord | None:
     rows = await db.fetch(FIND, {"id": artifact_id, "tenant": tenant_id})
     return _record(rows[0]) if rows else None
+
+
+async def find_all(db: Database, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+    """Those of ``ids`` that the tenant has."""
+    rows = await db.fetch(FIND_ALL, {"ids": list(ids), "tenant": tenant_id})
+    return {row.id: _record(row) for row in rows}
 
 
 def _record(row: Row[Any]) -> ArtifactRecord:
