@@ -33,6 +33,7 @@ from longshift.errors import (
     WaitTimeout,
 )
 from longshift.steps import Retry
+from longshift.summaries import Budget
 from longshift.tools import Absent, Approval, Done, Tool, ToolCall, Unknown, tool
 from longshift.turn import Child, State, Turn, cancelled, emit
 
@@ -42,6 +43,7 @@ __all__ = [
     "Approval",
     "Artifact",
     "ArtifactCorrupt",
+    "Budget",
     "Child",
     "ChildFailed",
     "Conflict",

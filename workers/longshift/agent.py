@@ -17,6 +17,7 @@ from longshift.errors import ConfigError, InvalidInput, UsageError
 from longshift.model import AgentRecord, Json
 from longshift.place import current, running_step
 from longshift.steps import ONCE, Retry, StepDefinition
+from longshift.summaries import Budget
 from longshift.turn import Turn
 from longshift.wakeup import queue_key
 
@@ -36,6 +37,7 @@ class Agent(Generic[I, O]):
     function: Callable[[Turn, I], Awaitable[O] | O]
     input: TypeAdapter[I] = field(repr=False)
     output: TypeAdapter[O] = field(repr=False)
+    budget: Budget | None = None
 
     def __call__(self, turn: Turn, question: I) -> Awaitable[O] | O:
         return self.function(turn, question)
@@ -70,11 +72,11 @@ class Agent(Generic[I, O]):
 class _AgentDecorator:
     """``@agent("name")``: async and plain functions alike."""
 
-    def __init__(self, name: str, *, version: str, queue: str) -> None:
+    def __init__(self, name: str, *, version: str, queue: str, budget: Budget | None) -> None:
         if not name or len(name) > 128 or "/" in name:
             raise UsageError(f"{name!r} cannot name an agent: use 1 to 128 characters without '/'")
         queue_key(queue)
-        self.name, self.version, self.queue = name, version, queue
+        self.name, self.version, self.queue, self.budget = name, version, queue, budget
 
     @overload
     def __call__(self, function: Callable[[Turn, I], Awaitable[O]]) -> Agent[I, O]: ...
@@ -100,21 +102,23 @@ class _AgentDecorator:
             function=function,
             input=TypeAdapter(hints.get(parameters[1].name, Any)),
             output=TypeAdapter(hints.get("return", Any)),
+            budget=self.budget,
         )
 
 
-def agent(name: str, *, version: str = "1", queue: str = "default") -> _AgentDecorator:
+def agent(name: str, *, version: str = "1", queue: str = "default", budget: Budget | None = None) -> _AgentDecorator:
     """Make a function of ``(turn, input)`` an agent.
 
     Args:
         name: how clients ask for it.
         version: pinned by a turn when it first starts; change it when code between steps changes.
         queue: the class of workers that runs it.
+        budget: how large the context of its sessions may become; None: it grows.
 
     Raises:
         UsageError: the function does not take (turn, input).
     """
-    return _AgentDecorator(name, version=version, queue=queue)
+    return _AgentDecorator(name, version=version, queue=queue, budget=budget)
 
 
 @overload

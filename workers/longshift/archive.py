@@ -1,38 +1,201 @@
-"""Reading what sessions have in the cold tier: their archived events, and what folds out of them."""
+"""Reading logs, wherever they are: archived events come from the cold tier, verified, the others from Postgres.
+
+``Archive`` is the one door to the events of a session for whoever may meet old ones. A page of a log costs one statement;
+only if it begins in the archive, segments are fetched, of which a few stay in memory (they never change).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection
 from uuid import UUID
 
-from longshift import snapshot
+from longshift import segments, snapshot
+from longshift.artifacts import read_verified
 from longshift.cold import Cold
 from longshift.db import archives
+from longshift.db.archives import ArchiveRecord
 from longshift.db.database import Database
-from longshift.errors import ArtifactCorrupt, InvalidInput
-from longshift.events import Context
+from longshift.errors import ArtifactCorrupt, InvalidInput, NotFound, StoreUnavailable, Unavailable
+from longshift.events import Context, Event, apply
+from longshift.segments import Manifest, Segment
+
+logger = logging.getLogger(__name__)
+PAGE = 1000
+KEPT = 16 * 1024 * 1024
+"""Characters of segments that stay in memory: two of the largest."""
+MANIFESTS = 100
+"""Manifests that do."""
 
 
 class Archive:
-    """The archived logs of all sessions, for one process."""
+    """The logs of all sessions, for one process."""
 
     def __init__(self, db: Database, cold: Cold) -> None:
         self._db, self._cold = db, cold
+        self._manifests: OrderedDict[UUID, Manifest] = OrderedDict()
+        self._segments: OrderedDict[UUID, list[str]] = OrderedDict()
+        self._size = 0  # of the segments kept
+
+    # -- logs
+
+    async def read(
+        self,
+        session_id: UUID,
+        *,
+        after: int,
+        limit: int = PAGE,
+        turn_ids: Collection[UUID] | None = None,
+        kinds: Collection[str] | None = None,
+    ) -> list[Event]:
+        """At most ``limit`` events with ``seq > after``, in order; with ``turn_ids`` or ``kinds`` only theirs.
+
+        Raises:
+            ArtifactCorrupt: what is stored of them is not what was archived.
+            StoreUnavailable: the object store is away, and they are there.
+            Unavailable: Postgres is away.
+        """
+        while True:
+            through, warm = await archives.read(
+                self._db, session_id, after=after, limit=limit, turn_ids=turn_ids, kinds=kinds
+            )
+            if after >= through:
+                return warm
+            record = await archives.find(self._db, session_id)
+            if record is None or record.through_seq < through:
+                continue  # restored, or deleted, between the two statements: what is behind ``after`` is there again
+            found: list[Event] = []
+            async for event in self._archived(session_id, record, after=after, through=through, turn_ids=turn_ids):
+                if kinds is None or event.kind in kinds:
+                    found.append(event)
+                if len(found) == limit:
+                    return found
+            return found + warm[: limit - len(found)]
+
+    async def events(
+        self,
+        session_id: UUID,
+        *,
+        after: int = 0,
+        through: int | None = None,
+        turn_ids: Collection[UUID] | None = None,
+        kinds: Collection[str] | None = None,
+    ) -> AsyncIterator[Event]:
+        """The log from ``after`` (exclusive) to ``through``, page by page; raises as ``read``."""
+        while True:
+            page = await self.read(session_id, after=after, turn_ids=turn_ids, kinds=kinds)
+            for event in page:
+                if through is not None and event.seq > through:
+                    return
+                yield event
+            if len(page) < PAGE:
+                return
+            after = page[-1].seq
+
+    # -- what folds out of them
 
     async def context(self, session_id: UUID) -> Context | None:
         """The fold of all archived events of a session; None: none are.
 
+        If only the archived context cannot be read, it is folded from the archived events again.
+
         Raises:
             ArtifactCorrupt: what is stored is not what was archived.
-            Unavailable: the store or Postgres is away.
+            StoreUnavailable: the object store is away.
+            Unavailable: Postgres is away.
         """
-        found = await archives.find(self._db, session_id)
-        if found is None:
+        record = await archives.find(self._db, session_id)
+        if record is None:
             return None
-        text = (await self._cold.read(found.context_id, tenant_id=found.tenant_id)).decode()
+        try:
+            return await self._context(session_id, record)
+        except ArtifactCorrupt as error:
+            logger.error(
+                "archived context is not what was archived, folded anew",
+                extra={"session_id": session_id.hex, "reason": str(error)},
+            )
+        context = Context()
+        async for event in self._archived(session_id, record, after=0, through=record.through_seq):
+            apply(context, event)
+        return context
+
+    async def _context(self, session_id: UUID, record: ArchiveRecord) -> Context:
+        text = (await self._fetch(record.context_id, tenant_id=record.tenant_id)).decode("utf-8", "replace")
         try:
             context = snapshot.read(text)
         except InvalidInput as error:
             raise ArtifactCorrupt(f"the archived context of session {session_id.hex}: {error}") from None
-        if (context.seq, context.event_id) != (found.through_seq, found.event_id):
+        if (context.seq, context.event_id) != (record.through_seq, record.event_id):
             raise ArtifactCorrupt(f"the archived context of session {session_id.hex} is of another moment of its log")
         return context
+
+    # -- parts of an archive
+
+    async def manifest(self, session_id: UUID, record: ArchiveRecord | None) -> Manifest:
+        """What the archive of a session consists of; raises as ``read``."""
+        if record is None:
+            return Manifest(session_id.hex)
+        manifest = self._manifests.get(record.manifest_id)
+        if manifest is None:
+            manifest = Manifest.read(await self._fetch(record.manifest_id, tenant_id=record.tenant_id))
+            self._manifests[record.manifest_id] = manifest
+        self._manifests.move_to_end(record.manifest_id)
+        if len(self._manifests) > MANIFESTS:
+            self._manifests.popitem(last=False)
+        promised = (session_id.hex, record.through_seq, record.event_id.hex)
+        if (manifest.session, manifest.through, manifest.event_id) != promised:
+            raise ArtifactCorrupt(f"the manifest of session {session_id.hex} is of another archive")
+        return manifest
+
+    async def lines(self, segment: Segment, *, tenant_id: UUID) -> list[str]:
+        """A segment, verified, in lines; raises as ``read``."""
+        lines = self._segments.get(segment.artifact_id)
+        if lines is None:
+            data = await self._fetch(segment.artifact_id, tenant_id=tenant_id)
+            lines = await asyncio.to_thread(segments.unpack, data, segment)
+            if segment.artifact_id not in self._segments:  # nobody else has fetched it meanwhile
+                self._segments[segment.artifact_id] = lines
+                self._size += _size(lines)
+            while self._size > KEPT and len(self._segments) > 1:
+                self._size -= _size(self._segments.popitem(last=False)[1])
+        if segment.artifact_id in self._segments:
+            self._segments.move_to_end(segment.artifact_id)
+        return lines
+
+    async def _archived(
+        self,
+        session_id: UUID,
+        record: ArchiveRecord,
+        *,
+        after: int,
+        through: int,
+        turn_ids: Collection[UUID] | None = None,
+    ) -> AsyncIterator[Event]:
+        wanted = frozenset(turn_ids) if turn_ids is not None else None
+        manifest = await self.manifest(session_id, record)
+        for segment in manifest.segments:
+            if segment.last_seq <= after or segment.first_seq > through or not segment.concerns(wanted):
+                continue
+            lines = await self.lines(segment, tenant_id=record.tenant_id)
+            part = lines[max(0, after + 1 - segment.first_seq) : through + 1 - segment.first_seq]
+            for event in (segments.event(line, session_id) for line in part):
+                if wanted is None or event.turn_id in wanted:
+                    yield event
+
+    async def _fetch(self, artifact_id: UUID, *, tenant_id: UUID) -> bytes:
+        try:
+            record = await self._cold.find(artifact_id, tenant_id=tenant_id)
+        except NotFound as error:
+            raise ArtifactCorrupt(f"a part of an archive is missing: {error}") from None
+        try:
+            return await read_verified(self._cold.store, record.key, sha256=record.sha256)
+        except NotFound as error:
+            raise ArtifactCorrupt(f"a part of an archive is missing: {error}: restore it from a backup") from None
+        except Unavailable as error:
+            raise StoreUnavailable(str(error)) from error
+
+
+def _size(lines: list[str]) -> int:
+    return sum(map(len, lines))

@@ -37,6 +37,7 @@ from longshift.model import Json, TurnRecord, TurnStatus
 from longshift.offload import Laid, Pointer, hash_of, lost, preview_of
 from longshift.replay import Replay
 from longshift.stepping import ERROR_TEXT
+from longshift.summaries import Summaries
 from longshift.turn import Turn
 
 logger = logging.getLogger(__name__)
@@ -154,8 +155,10 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
     """The agent's result, or how it failed; control flow passes through."""
     try:
         value = agent.read_input(execution.record.input)
-        turn = Turn(execution)
+        summaries = Summaries(execution, agent.budget)
+        turn = Turn(execution, summaries=summaries)
         with execution.entered(threaded=not agent.is_async):
+            await summaries.begin()
             if agent.is_async:
                 result = await cast(Awaitable[Any], agent.function(turn, value))
             else:

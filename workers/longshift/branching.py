@@ -64,7 +64,7 @@ class Branches:
         if call.recorded is not None:
             winner = int(call.recorded.payload["winner"])
             for child in (*children[:winner], *children[winner + 1 :]):
-                self.execution.replay.skip(child.path)
+                self.execution.forgo(child.path)
             children[winner].late = None  # nothing is put off any more: the race is over
             _drop([*branches[:winner], *branches[winner + 1 :]])
             [task] = self._start([branches[winner]], [children[winner]], gives_back=1)

@@ -98,6 +98,10 @@ class Config(BaseSettings):
     keep_uploads: Seconds = Field(
         timedelta(days=30), description="an artifact that nothing refers to is deleted when it is older than this"
     )
+    embedder: str | None = Field(
+        None,
+        description="module:function that makes vectors of texts for recall, in the workers; unset: full text only",
+    )
     metrics_port: int | None = Field(None, ge=0, le=65535, description="where a worker serves its metrics; unset: not")
 
     # group commit
@@ -170,6 +174,7 @@ def worker_environment(config: Config, *, process: UUID) -> dict[str, str]:
         database_url=config.database_url,
         redis_url=config.redis_url,
         artifacts_url=config.artifacts_url,
+        embedder=config.embedder,
     )
 
 

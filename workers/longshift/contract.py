@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -18,6 +18,7 @@ from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
 from longshift.underway import UnderWay
 
 T = TypeVar("T")
+RecallScope = Literal["session", "tenant"]
 
 
 class Artifact(BaseModel, frozen=True):
@@ -31,12 +32,20 @@ class Artifact(BaseModel, frozen=True):
 
 
 class Passage(BaseModel, frozen=True):
-    """A piece of a source that answers a query; ``score`` orders them, larger is better."""
+    """A piece of a source that answers a query.
+
+    Attributes:
+        source: what it was taken from; ``history``: a message that has left the context.
+        ordinal: its place in the source.
+        score: orders the answers to one query, larger is better.
+        session_id: ``ses_...``, whose it is.
+    """
 
     source: str
     ordinal: int
     text: str
     score: float = 0.0
+    session_id: str = ""  # not in what earlier versions have recorded
 
 
 class Verdict(BaseModel, frozen=True):
@@ -193,6 +202,12 @@ class Port(Protocol):
 
     async def get_artifact(self, artifact_id: UUID) -> bytes: ...
 
-    async def index(self, source: str, texts: Sequence[str], /) -> int: ...
+    async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
+        """Keep passages of the session, numbered from 0 or by ``ordinals``, unless they are there; raises LeaseLost."""
+        ...
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]: ...
+    async def recall(
+        self, query: str, *, sources: Sequence[str] | None, limit: int, scope: RecallScope
+    ) -> list[Passage]:
+        """The passages of the session, or of all sessions of its tenant, that answer best."""
+        ...

@@ -12,6 +12,7 @@
      |   +- AlreadyAnswered            somebody else has decided, or nobody waits for the answer any more
      +- Denied                         the API key is missing, wrong, or lacks a scope
      +- Unavailable                    Postgres, Redis or the object store did not answer; retryable
+     |   +- StoreUnavailable           it was the object store, and something that Postgres points to is needed from there
      +- StepFailed                     a step failed for good; the same on the first run and on every replay
      |   +- StepTimeout
      |   +- OutcomeUnknown             an irreversible tool may have been called, or not
@@ -114,6 +115,12 @@ class Unavailable(LongshiftError):
 
     code = "unavailable"
     retryable = True
+
+
+class StoreUnavailable(Unavailable):
+    """The object store did not answer, and what is needed is nowhere else; Postgres is well."""
+
+    code = "unavailable"
 
 
 class StepFailed(LongshiftError):

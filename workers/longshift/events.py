@@ -21,7 +21,8 @@ do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, wh
     turn.failed        {error: {code, message, ...}}
     turn.cancelled     {reason}
     turn.expired       {reason}
-    context.summarized {replaces, role, content, tokens}     one message stands for the oldest ``replaces`` of the context
+    context.summarized {replaces, role, content, summary_of, fingerprint, tokens}    key = replay key; one message stands for
+                       the oldest ``replaces`` of the context, which stand for ``summary_of`` of the session
 
 A value too large for a row is in the cold tier: where {input}, {output}, {result} or {content} would be, the event has
 {artifact: {id, size, sha256, preview}} instead.
@@ -170,7 +171,8 @@ class Context:
 
     Attributes:
         seq, event_id: the last event that is folded in; together they name one history.
-        messages: JSON text of each ``{"role": "user" | "assistant" | ..., "content": ..., "turn_id"}``.
+        messages: JSON text of each ``{"role": "user" | "assistant" | ..., "content": ..., "turn_id"}``; a summary has
+            ``summary_of``, too: for how many messages of the session it stands.
         remembered: the state, JSON text by name.
     """
 
@@ -221,7 +223,8 @@ def include(context: Context, kind: str, payload: Mapping[str, Json], *, turn_id
         case Kind.MESSAGE_SAID:
             context.messages.append(_message(payload["role"], _content(payload, "content"), turn_id))
         case Kind.CONTEXT_SUMMARIZED:
-            summary = _message(payload["role"], payload["content"], turn_id)
+            of = payload.get("summary_of", payload["replaces"])
+            summary = _message(payload["role"], payload["content"], turn_id, summary_of=of)
             context.messages[: payload["replaces"]] = [summary]
         case Kind.STATE_CHANGED:
             for name, value in payload.get("set", {}).items():
@@ -238,8 +241,8 @@ def _content(payload: Mapping[str, Json], name: str) -> Json:
     return {"$artifact": f"art_{artifact['id']}", "size": artifact["size"], "preview": artifact.get("preview", "")}
 
 
-def _message(role: str, content: Json, turn_id: UUID | None) -> str:
-    return _text({"role": role, "content": content, "turn_id": turn_id.hex if turn_id else None})
+def _message(role: str, content: Json, turn_id: UUID | None, **more: Json) -> str:
+    return _text({"role": role, "content": content, "turn_id": turn_id.hex if turn_id else None, **more})
 
 
 def _text(value: Json) -> str:

@@ -241,6 +241,25 @@ class Execution:
             task.add_done_callback(lambda _: self.waits.end_branch())
         return scope
 
+    @contextmanager
+    def standing_in(self, scope: Scope) -> Iterator[None]:
+        """Let this code run in ``scope``."""
+        token = scope_place.set((self, scope))
+        try:
+            yield
+        finally:
+            scope_place.reset(token)
+
+    def whole_context(self) -> Context:
+        """The fold of the log as it is now: on a replay that is more than the agent has seen so far. Not to be changed."""
+        return self._additions.whole((r.order, Kind(r.kind), r.payload) for r in self.replay.ahead())
+
+    def forgo(self, path: str) -> None:
+        """The branch ``path`` has lost a race and will not run again: what it has added is in the log, and so in the
+        context."""
+        for left in self.replay.skip(path):
+            self._additions.apply(Kind(left.kind), left.payload, order=left.order)
+
     # -- what is durable
 
     async def perform(self, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

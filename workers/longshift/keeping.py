@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
-from longshift.contract import Artifact, Passage
+from longshift.contract import Artifact, Passage, RecallScope
+from longshift.errors import UsageError
 from longshift.execution import Execution
 from longshift.model import Prefix, parse_id
 from longshift.offload import patiently
 from longshift.place import running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
+from longshift.summaries import HISTORY
 
 T = TypeVar("T")
 
@@ -64,17 +66,51 @@ class Keeping:
         return await self._patiently(lambda: self._execution.port.get_artifact(artifact_id))
 
     async def index(self, source: str, passages: Sequence[str]) -> int:
-        """Make passages of ``source`` findable by ``recall`` in this session; their number."""
-        return cast(int, await self._inner("$index", self._execution.port.index, source, list(passages)))
+        """Make passages of ``source`` findable by ``recall``; their number.
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None = None, limit: int = 8) -> list[Passage]:
-        """The passages of this session that answer ``query`` best, by full-text rank."""
+        Raises:
+            UsageError: ``source`` is ``"history"``, which is for messages.
+        """
+        if source == HISTORY:
+            raise UsageError(f"the source {HISTORY!r} is for messages that have left the context: choose another name")
+
+        async def add(source: str, texts: Sequence[str], /) -> int:
+            return await self._execution.port.index(source, texts)
+
+        return cast(int, await self._inner("$index", add, source, list(passages)))
+
+    async def recall(
+        self,
+        query: str,
+        *,
+        scope: RecallScope = "session",
+        sources: Sequence[str] | None = None,
+        limit: int = 8,
+    ) -> list[Passage]:
+        """The passages that answer ``query`` best, by full text, and by meaning where the workers have an embedder.
+
+        Args:
+            query: a question, or words; any of them counts.
+            scope: search this session, or all of its tenant.
+            sources: only those given to ``index`` under these names; ``history``: messages that have left the context.
+            limit: of passages.
+
+        Raises:
+            UsageError: there is no such scope.
+        """
+        if scope not in get_args(RecallScope):
+            raise UsageError(f"recall(scope={scope!r}): it is 'session' or 'tenant'")
         port = self._execution.port
 
         async def find(query: str, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-            return await port.recall(query, sources=sources, limit=limit)
+            return await port.recall(query, sources=sources, limit=limit, scope="session")
 
-        return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
+        async def find_everywhere(query: str, sources: Sequence[str] | None, limit: int, scope: str) -> list[Passage]:
+            return await port.recall(query, sources=sources, limit=limit, scope="tenant")
+
+        if scope == "session":  # its arguments are those of earlier versions, whose turns may still be running
+            return cast(list[Passage], await self._inner("$recall", find, query, sources, limit))
+        return cast(list[Passage], await self._inner("$recall", find_everywhere, query, sources, limit, scope))
 
     async def _inner(self, name: str, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         """Between steps: a step of its own. Inside a step: part of that step."""

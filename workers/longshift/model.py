@@ -336,6 +336,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """The newest checkpoint of a session, and what has come since: every context has it with it, wherever it is copied,
+    so that whoever continues it knows when the next one is due."""
+
+    seq: int = 0  # 0: there is none; -1: there is none, and the log begins in an archive
+    size: int = 0  # characters of its text
+    fresh: int = 0  # characters of what was folded in since
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who calls the API."""
 

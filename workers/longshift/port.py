@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -13,9 +13,11 @@ from uuid import UUID
 from longshift.catalogue import Draft
 from longshift.clock import Clock
 from longshift.cold import Cold
-from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question
-from longshift.db import approvals, children, passages, tool_calls
+from longshift.context import Tiers
+from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question, RecallScope
+from longshift.db import approvals, children, tool_calls
 from longshift.db.database import Database
+from longshift.db.passages import Reach
 from longshift.errors import LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.journal import Journal
@@ -25,6 +27,7 @@ from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.model import ArtifactRecord, CallOutcome, NewCall, NewTurn, Prefix, ToolCallRecord, TurnRecord, show_id
 from longshift.notices import Notices
+from longshift.retrieval import Retrieval
 from longshift.underway import UnderWay
 
 T = TypeVar("T")
@@ -40,6 +43,7 @@ class Outside:
     mailroom: Mailroom
     mailbox: Mailbox
     cold: Cold
+    retrieval: Retrieval
     clock: Clock
     step_threads: ThreadPoolExecutor
     agent_threads: ThreadPoolExecutor
@@ -52,6 +56,7 @@ class Outside:
     lease_ttl: timedelta
     lock_grace: timedelta
     is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
+    tiers: Tiers = field(default_factory=Tiers)  # where contexts come from besides Postgres
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Call ``function(db, ...)`` until Postgres answers; the journal says when it is back."""
@@ -194,21 +199,21 @@ class TurnPort:
     async def get_artifact(self, artifact_id: UUID) -> bytes:
         return await self._outside.cold.read(artifact_id, tenant_id=self._record.tenant_id)
 
-    async def index(self, source: str, texts: Sequence[str], /) -> int:
-        return await self._outside.asking(
-            passages.add, texts, tenant_id=self._record.tenant_id, session_id=self._record.session_id, source=source
-        )
+    async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
+        retrieval, numbers = self._outside.retrieval, range(len(texts)) if ordinals is None else ordinals
+        claim = self._lease.claim
+        if not await self._outside.asking(lambda _: retrieval.index(claim, texts, source=source, ordinals=numbers)):
+            self._lost()
+        return len(texts)
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-        rows = await self._outside.asking(
-            passages.find,
-            query,
-            tenant_id=self._record.tenant_id,
-            session_id=self._record.session_id,
-            sources=sources,
-            limit=limit,
+    async def recall(
+        self, query: str, *, sources: Sequence[str] | None, limit: int, scope: RecallScope
+    ) -> list[Passage]:
+        record, retrieval = self._record, self._outside.retrieval
+        reach = Reach(record.tenant_id, record.session_id if scope == "session" else None, sources)
+        return await self._outside.asking(
+            lambda _: retrieval.recall(query, reach=reach, session_id=record.session_id, limit=limit)
         )
-        return [Passage(source=r.source, ordinal=r.ordinal, text=r.text, score=round(r.score, 6)) for r in rows]
 
 
 def shown(record: ArtifactRecord) -> Artifact:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from random import Random
@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.errors import UsageError
-from longshift.events import Event, Kind, NewEvent
+from longshift.events import FOLDED, Event, Kind, NewEvent
 from longshift.model import Json
 
 _NAME = re.compile(r"[^/#~\x00-\x1f]{1,128}\Z")
@@ -42,6 +42,7 @@ _REPLAYED = frozenset(
         Kind.WAIT_ENDED,
         Kind.STATE_CHANGED,
         Kind.MESSAGE_SAID,
+        Kind.CONTEXT_SUMMARIZED,
     }
 )
 
@@ -135,6 +136,10 @@ class Scope:
         """For the inside of the step that is recorded under ``key``: the same on each of its tries."""
         return Scope(path=f"{key}/", now=self.now, seed=self.seed)
 
+    def fork_named(self, name: str) -> Scope:
+        """A branch of the library's own, which no agent's code can run in."""
+        return self._fork(name)
+
     def _fork(self, mark: str, *, owner: object | None = None, is_task: bool = False) -> Scope:
         path = f"{self.path}{mark}/"
         return Scope(path=path, now=self.now, seed=self.seed, owner=owner, is_task=is_task, parent=self)
@@ -150,10 +155,13 @@ class Replay:
         self.retrying: dict[str, tuple[int, datetime]] = {}  # by key: tries so far, and when the next one is due
         self.called: dict[str, str] = {}  # by key: the irreversible call that was started there last
         self.newest = 0  # seq of the newest event
+        self._own: set[str] = set()  # keys of what this turn itself has recorded
         for event in events:
             self.newest = event.seq
             if event.key is None:
                 continue
+            if turn_id is None or event.turn_id == turn_id:
+                self._own.add(event.key)
             if event.kind in _REPLAYED:
                 latest[event.key] = Recorded(
                     event.key, event.kind, event.payload, event.seq, turn_id is not None and event.turn_id != turn_id
@@ -219,9 +227,30 @@ class Replay:
                     return self._waiting[other].pop(number)
         return None
 
-    def skip(self, path: str) -> None:
-        """The branch ``path`` will not run again: it has lost a race."""
+    def upcoming(self, scope: Scope, name: str) -> Recorded | None:
+        """What is recorded of the next call of ``name`` in ``scope``, whose arguments do not count."""
+        base = f"{scope.path}{name}"
+        return self._waiting.get(base, {}).get(scope.counters[base])
+
+    def has_begun(self, before: str) -> bool:
+        """Whether this turn has recorded anything outside of the branch ``before``, which runs before its agent."""
+        return any(not key.startswith(f"{before}/") for key in self._own)
+
+    def ahead(self, path: str = "") -> Iterator[Recorded]:
+        """What this turn has recorded in ``path`` that joins the context, and the code has not come to yet."""
+        for waiting in self._waiting.values():
+            for recorded in waiting.values():
+                if recorded.kind in FOLDED and not recorded.earlier and recorded.key.startswith(path):
+                    yield recorded
+
+    def skip(self, path: str) -> list[Recorded]:
+        """The branch ``path`` will not run again: it has lost a race. What it has left in the context."""
+        left = list(self.ahead(path))
+        for recorded in left:
+            base, _, number = recorded.key.rpartition("#")
+            del self._waiting[base][int(number)]
         self._skipped.append(path)
+        return left
 
     @property
     def unused(self) -> list[str]:

@@ -26,6 +26,7 @@ from longshift.place import current, running_step
 from longshift.remembered import State
 from longshift.replay import derived_id
 from longshift.steps import StepDefinition
+from longshift.summaries import Summaries
 
 if TYPE_CHECKING:
     from longshift.agent import Agent
@@ -46,8 +47,9 @@ class Turn(Keeping):
     ``random`` give the same values on every replay.
     """
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, *, summaries: Summaries | None = None) -> None:
         super().__init__(execution)
+        self._summaries = summaries if summaries is not None else Summaries(execution, None)
         self.state = State(execution)
 
     @property
@@ -70,7 +72,10 @@ class Turn(Keeping):
 
     @property
     def history(self) -> Sequence[Mapping[str, Json]]:
-        """The session's messages up to here: ``{"role", "content", "turn_id"}``, this turn's input included."""
+        """The session's messages up to here: ``{"role", "content", "turn_id"}``, this turn's input included.
+
+        A summary stands in the place of the oldest ones; it has ``summary_of``, too: the number of messages.
+        """
         return tuple(self._execution.context.history)
 
     # -- the same on every replay
@@ -306,6 +311,17 @@ class Turn(Keeping):
     async def say(self, content: Json, *, role: str = "assistant") -> None:
         """Add a message to the session's history. Of a large one (32 KiB) the history shows where it is, and its beginning."""
         await self._execution.add("$say", Kind.MESSAGE_SAID, {"role": role, "content": content}, large="content")
+
+    async def summarize(self) -> bool:
+        """Let a summary stand for the history's older messages now, whether the agent's budget is used up or not.
+
+        The newest ones stay as they are, as the budget says; of an agent without one, 4,000 tokens. What leaves is found by
+        ``recall``.
+
+        Returns:
+            Whether there was anything to summarize.
+        """
+        return await self._summaries.now()
 
 
 def _length(duration: timedelta | float) -> timedelta:

@@ -28,6 +28,7 @@ from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.notices import Notices
 from longshift.port import Outside, TurnPort
+from longshift.retrieval import Retrieval
 from longshift.runner import Run
 from longshift.steps import StepDefinition
 from longshift.testing.waiting import wait_until
@@ -269,6 +270,7 @@ def _outside(stage: Stage, journal: Journal, threads: ThreadPoolExecutor, folder
         mailroom=Mailroom(stage.db, Notices(hot)),
         mailbox=Mailbox(stage.db, hot, cold=cold, config=load()),
         cold=cold,
+        retrieval=Retrieval(stage.db),
         clock=SYSTEM,
         step_threads=threads,
         agent_threads=threads,

@@ -65,11 +65,25 @@ def migrate(json: AsJson = False) -> None:
     """Bring the database to the schema of this version. May be repeated."""
     from longshift.db import migrations
 
-    revision = migrations.upgrade(local.load().require("database_url"))
+    url = local.load().require("database_url")
+    revision = migrations.upgrade(url)
+    asyncio.run(_make_vectors(url))
     if json:
         put_json({"revision": revision})
     else:
         say(f"the database is at revision {revision}")
+
+
+async def _make_vectors(url: str) -> None:
+    """What needs an extension is no migration: everything works without."""
+    from longshift.db import vectors
+    from longshift.db.database import Database
+
+    db = Database(url, size=2, name="longshift-migrate")
+    try:
+        await vectors.prepare(db)
+    finally:
+        await db.close()
 
 
 def _supervise(config: Config) -> int:

@@ -294,10 +294,10 @@ async def read(
     params = {"session": session_id, "after": after, "limit": limit}
     turns = {"turns": list(turn_ids)} if turn_ids is not None else {}
     rows = await db.fetch(READ if turn_ids is None else READ_TURNS, params | turns)
-    return [_event(row) for row in rows]
+    return [event_of(row) for row in rows]
 
 
-def _event(row: Row[Any]) -> Event:
+def event_of(row: Row[Any]) -> Event:
     return Event(
         session_id=row.session_id,
         seq=row.seq,

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from longshift.agent import Agent
 from longshift.clock import SYSTEM, Clock
-from longshift.contract import Verdict
+from longshift.contract import Passage, Verdict
 from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
@@ -54,6 +54,7 @@ def run(
     approve: Mapping[str, bool | Verdict] | None = None,
     settle: Mapping[str, Done[Any] | Absent | Unknown] | None = None,
     ledger: Ledger | None = None,
+    passages: list[Passage] | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -81,6 +82,8 @@ def run(
         settle: what an operator finds out of each call of the tool of this name that is in doubt, likewise: ``Done(result)``,
             ``Absent()``, or ``Unknown(reason)``, which gives it up.
         ledger: of tool calls, from earlier runs of the session. Default: a new one.
+        passages: what can be recalled, from earlier runs of this session and of others of its tenant; what the turn adds is
+            added. Default: nothing.
         metadata: of the turn.
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
             stands still but for them.
@@ -106,6 +109,7 @@ def run(
             approve=approve,
             settle=settle,
             ledger=ledger,
+            passages=passages,
             metadata=metadata,
             clock=clock,
             deadline=deadline,
@@ -129,6 +133,7 @@ async def arun(
     approve: Mapping[str, bool | Verdict] | None = None,
     settle: Mapping[str, Done[Any] | Absent | Unknown] | None = None,
     ledger: Ledger | None = None,
+    passages: list[Passage] | None = None,
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
@@ -153,7 +158,7 @@ async def arun(
         record = retried(record, retry, log)
         shelf.update(retry.shelf)
     post = Post(signals or {}, approve or {}, settle or {})
-    world = World(submitted(record, shelf), log, shelf, time, faults, post=post, ledger=ledger)
+    world = World(submitted(record, shelf), log, shelf, time, faults, post=post, ledger=ledger, passages=passages)
     return await rehearse(agent, world, fake=fake or {})
 
 

@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from longshift.config import Config
-from longshift.contract import Artifact, Cause, CauseKind, Found, Look, NewChild, Passage, Question
+from longshift.contract import (
+    Artifact,
+    Cause,
+    CauseKind,
+    Found,
+    Look,
+    NewChild,
+    Passage,
+    Question,
+    RecallScope,
+)
 from longshift.errors import ControlFlow, LeaseLost, NotFound, UsageError
 from longshift.events import NewEvent, encode
 from longshift.model import (
@@ -287,20 +297,25 @@ class Outside:
                 return data
         raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
 
-    async def index(self, source: str, texts: Sequence[str], /) -> int:
-        await self.awake()
-        for ordinal, text in enumerate(texts):
-            self.world.passages.setdefault((source, ordinal), text)
+    async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
+        await self._fenced(f"passages of {source}")
+        session = show_id(Prefix.SESSION, self.world.record.session_id)
+        for ordinal, text in zip(range(len(texts)) if ordinals is None else ordinals, texts, strict=True):
+            self.world.keep(Passage(source=source, ordinal=ordinal, text=text, session_id=session))
         return len(texts)
 
-    async def recall(self, query: str, *, sources: Sequence[str] | None, limit: int) -> list[Passage]:
-        words = _words(query)
+    async def recall(
+        self, query: str, *, sources: Sequence[str] | None, limit: int, scope: RecallScope
+    ) -> list[Passage]:
+        words, session = _words(query), show_id(Prefix.SESSION, self.world.record.session_id)
         found = [
-            Passage(source=source, ordinal=ordinal, text=text, score=score)
-            for (source, ordinal), text in self.world.passages.items()
-            if (sources is None or source in sources) and (score := _score(words, text)) > 0
+            passage.model_copy(update={"score": score})
+            for passage in self.world.passages
+            if (scope == "tenant" or passage.session_id == session)
+            and (sources is None or passage.source in sources)
+            and (score := _score(words, passage.text)) > 0
         ]
-        return sorted(found, key=lambda p: (-p.score, p.source, p.ordinal))[:limit]
+        return sorted(found, key=lambda p: (-p.score, p.session_id, p.source, p.ordinal))[:limit]
 
 
 def submitted(record: TurnRecord, artifacts: MutableMapping[str, bytes]) -> TurnRecord:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from longshift.clock import Clock
-from longshift.contract import Question, Verdict
+from longshift.contract import Passage, Question, Verdict
 from longshift.errors import LeaseLost, UsageError
 from longshift.events import Event, Kind, NewEvent
 from longshift.model import (
@@ -183,6 +183,7 @@ class World:
         *,
         post: Post | None = None,
         ledger: Ledger | None = None,
+        passages: list[Passage] | None = None,
     ) -> None:
         self.post = post or Post()
         self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
@@ -191,7 +192,7 @@ class World:
         self.first = len(log)
         self.kept: dict[str, bytes] = {}
         self.deltas: list[Delta] = []
-        self.passages: dict[tuple[str, int], str] = {}
+        self.passages = passages if passages is not None else []
         self.refused: list[str] = []  # writes and wake-ups, in their order
         self.late: list[str] = []  # what a stale writer did although it was refused
         self.holder: int | None = None
@@ -204,6 +205,12 @@ class World:
     @property
     def events(self) -> list[Event]:
         return self.log[self.first :]
+
+    def keep(self, passage: Passage) -> None:
+        """Unless it is there."""
+        place = passage.session_id, passage.source, passage.ordinal
+        if all((each.session_id, each.source, each.ordinal) != place for each in self.passages):
+            self.passages.append(passage)
 
     @property
     def earlier(self) -> list[Event]:

@@ -1,0 +1,295 @@
+"""The cold tier's part of a log: what moves there, what is read from there, and who may be in the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from longshift import lifecycle as lifecycle_module
+from longshift import segments
+from longshift.archive import Archive
+from longshift.artifacts import open_store
+from longshift.cold import Cold
+from longshift.db import archives, checkpoints, files, log
+from longshift.errors import ArtifactCorrupt, Conflict, NotFound, StoreUnavailable
+from longshift.events import Event, Kind, fold
+from longshift.lifecycle import Lifecycle
+from longshift.model import new_id
+from tests.integration.protocol.stage import Stage, append, event, finish, start
+
+
+@dataclass
+class Tiers:
+    """The stage with a cold tier."""
+
+    stage: Stage
+    folder: Path
+    cold: Cold
+    archive: Archive
+    lifecycle: Lifecycle
+
+    async def used(self, session_id: UUID | None = None, *, steps: int = 3) -> UUID:
+        """A session in which one more turn has run: its input, ``steps`` events, its output."""
+        session_id, turn = await self.stage.submit(session_id)
+        won = await self.stage.claim(session_id)
+        claim, seq = won.claim, won.claim.last_seq
+        begun = event(turn, Kind.TURN_STARTED, payload=json.dumps({"attempt": 1, "input": f"question {seq}"}))
+        assert await log.start(self.stage.db, [log.Start(claim, seq + 1, (begun,), turn, "1")])
+        rows = tuple(event(turn, key=f"k{n}", payload=f'{{"b": {n}, "a": "\\u2028"}}') for n in range(steps))
+        if rows:
+            assert await log.append(self.stage.db, [log.Append(claim, seq + 2, rows)])
+        ended = event(turn, Kind.TURN_SUCCEEDED, payload=json.dumps({"output": f"answer {seq}"}))
+        done = finish(claim, turn, seq=seq + 2 + steps)
+        assert await log.finish(self.stage.db, [log.Finish(**{**_fields(done), "events": (ended,)})])
+        return session_id
+
+    async def events(self, session_id: UUID) -> list[Event]:
+        return [found async for found in self.fresh().events(session_id)]
+
+    def fresh(self) -> Archive:
+        """Nothing in memory: another process."""
+        return Archive(self.stage.db, self.cold)
+
+    async def warm(self, session_id: UUID) -> list[int]:
+        return [found.seq for found in await log.read(self.stage.db, session_id)]
+
+    async def spoil(self, artifact_id: UUID, *, remove: bool = False) -> None:
+        record = await self.cold.find(artifact_id, tenant_id=self.stage.tenant)
+        if remove:
+            await self.cold.store.delete(record.key)
+        else:
+            await self.cold.store.put(record.key, b"something else", content_type="text/plain")
+
+
+def _fields(write: log.Finish) -> dict[str, object]:
+    return {
+        name: getattr(write, name)
+        for name in ("claim", "seq", "events", "turn_id", "status", "output", "error", "keep")
+    }
+
+
+@pytest.fixture
+async def tiers(stage: Stage, tmp_path: Path) -> AsyncIterator[Tiers]:
+    store = open_store(f"file://{tmp_path}")
+    cold = Cold(stage.db, store)
+    archive = Archive(stage.db, cold)
+    yield Tiers(stage, tmp_path, cold, archive, Lifecycle(stage.db, cold, archive))
+    await store.close()
+
+
+async def test_an_archived_log_is_read_as_it_was_and_is_no_longer_in_postgres(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "MOST_EVENTS", 3)
+    session = await tiers.used(await tiers.used())
+    before = await tiers.events(session)
+
+    moved = await tiers.lifecycle.archive(session, tenant_id=tiers.stage.tenant)
+
+    assert (moved.events, moved.through) == (10, 10)
+    assert await tiers.warm(session) == []
+    assert await tiers.events(session) == before
+    assert [e.seq for e in await tiers.fresh().read(session, after=4, limit=3)] == [5, 6, 7]
+    assert (await tiers.stage.row(session))["idle_since"] is None
+
+
+async def test_the_context_of_an_archived_log_is_its_fold_also_if_it_has_to_be_folded_anew(tiers: Tiers) -> None:
+    session = await tiers.used(await tiers.used())
+    expected = fold(await tiers.events(session))
+    await tiers.lifecycle.archive(session)
+
+    assert await tiers.fresh().context(session) == expected
+    record = await archives.find(tiers.stage.db, session)
+    assert record is not None
+    await tiers.spoil(record.context_id)
+    assert await tiers.fresh().context(session) == expected
+    await tiers.spoil(record.context_id, remove=True)
+    assert await tiers.fresh().context(session) == expected
+
+
+async def test_a_log_goes_on_behind_its_archive_and_is_archived_again(tiers: Tiers) -> None:
+    session = await tiers.used()
+    for _ in range(3):
+        await tiers.lifecycle.archive(session)
+        await tiers.used(session)
+        assert (await tiers.warm(session))[0] == (await tiers.stage.row(session))["archived_through"] + 1
+    before = await tiers.events(session)
+    await tiers.lifecycle.archive(session)
+
+    assert [e.seq for e in before] == list(range(1, 21))
+    assert await tiers.events(session) == before
+    assert await tiers.fresh().context(session) == fold(before)
+    refs = await tiers.stage.one("SELECT count(*) AS n FROM artifact_refs WHERE session_id = %s", session)
+    assert refs["n"] == 4 + 2  # segments, and the newest manifest and context
+
+
+async def test_a_restored_log_is_what_it_was(tiers: Tiers) -> None:
+    session = await tiers.used(await tiers.used())
+    text = "SELECT * , payload::text AS raw FROM events WHERE session_id = %s ORDER BY seq"
+    before = await (await tiers.stage.hand.execute(text, (session,))).fetchall()
+    await tiers.lifecycle.archive(session)
+    await tiers.used(session)
+
+    moved = await tiers.lifecycle.restore(session)
+
+    after = await (await tiers.stage.hand.execute(text, (session,))).fetchall()
+    assert moved.events == 10
+    assert after[:10] == before
+    assert [row["seq"] for row in after] == list(range(1, 16))
+    row = await tiers.stage.row(session)
+    assert (row["archived_through"], row["archived_event_id"], row["idle_since"] is None) == (0, None, False)
+    assert await archives.find(tiers.stage.db, session) is None
+    await tiers.used(session)
+    assert len(await tiers.events(session)) == 20
+
+
+async def test_a_session_in_use_is_not_archived(tiers: Tiers) -> None:
+    claim, turn = await tiers.stage.running()
+
+    with pytest.raises(Conflict, match="open turn"):
+        await tiers.lifecycle.archive(claim.session_id)
+    with pytest.raises(NotFound):
+        await tiers.lifecycle.archive(claim.session_id, tenant_id=new_id())
+
+    assert await log.append(tiers.stage.db, [append(claim, turn, "a", seq=2)])
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_turn_that_comes_before_or_after_the_decision_to_archive_goes_on(tiers: Tiers, early: bool) -> None:
+    session = await tiers.used()
+    before = await tiers.events(session)
+    if early:
+        tiers.stage.db.before[files.TOUCH] = lambda: tiers.stage.submit(session)
+        with pytest.raises(Conflict):
+            await tiers.lifecycle.archive(session)
+    else:
+        async with tiers.stage.locked(session):  # a submit, say, has the row: the trim leaves it alone
+            assert await archives.trim(tiers.stage.db, session, limit=10) is None
+        await tiers.lifecycle.archive(session)
+        await tiers.stage.submit(session)
+
+    won = await tiers.stage.claim(session)
+
+    assert (won.claim.last_seq, won.claim.last_event_id) == (before[-1].seq, before[-1].id)
+    assert won.turn is not None
+    assert await log.start(tiers.stage.db, [start(won.claim, won.turn.id)])
+    assert (await tiers.events(session))[:-1] == before
+
+
+async def test_what_was_interrupted_between_the_decision_and_the_trim_is_read_and_trimmed_later(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used()
+    before = await tiers.events(session)
+    with monkeypatch.context() as broken:
+        broken.setattr(lifecycle_module, "PIECE", 2)
+        tiers.lifecycle._trim = _first_piece(tiers)  # type: ignore[method-assign]
+        await tiers.lifecycle.archive(session)
+        del tiers.lifecycle._trim
+    assert await tiers.warm(session) == [3, 4, 5]
+    assert await tiers.events(session) == before
+    assert (await tiers.stage.row(session))["idle_since"] is not None
+
+    moved = await tiers.lifecycle.archive(session)
+
+    assert (moved.events, await tiers.warm(session)) == (0, [])
+    assert (await tiers.stage.row(session))["idle_since"] is None
+    assert await tiers.events(session) == before
+
+
+def _first_piece(tiers: Tiers) -> object:
+    async def trim(session_id: UUID) -> None:
+        assert await archives.trim(tiers.stage.db, session_id, limit=2) == 2
+
+    return trim
+
+
+async def test_a_restore_that_a_turn_or_a_trim_gets_in_the_way_of_changes_nothing(tiers: Tiers) -> None:
+    session = await tiers.used(await tiers.used())
+    before = await tiers.events(session)
+    await tiers.lifecycle.archive(session)
+    seen = await archives.head(tiers.stage.db, session)
+    found = await archives.find(tiers.stage.db, session)
+    assert found is not None
+    manifest = await tiers.archive.manifest(session, found)
+    lines = await tiers.archive.lines(manifest.segments[0], tenant_id=seen.tenant_id)
+    stored = [segments.stored(line) for line in lines]
+
+    assert await archives.put_back(tiers.stage.db, session, stored, seen=seen)
+    assert await tiers.events(session) == before  # half done: the archive counts
+    assert await archives.trim(tiers.stage.db, session, limit=4) == 4
+    assert not await archives.unseal(tiers.stage.db, session, seen=seen, gone=[])
+    assert await tiers.events(session) == before
+
+    await tiers.stage.submit(session)
+    with pytest.raises(Conflict):
+        await tiers.lifecycle.restore(session)
+    assert await tiers.events(session) == before
+
+
+async def test_no_checkpoint_stays_that_archived_events_would_have_to_follow(tiers: Tiers) -> None:
+    session, turn = await tiers.stage.submit()
+    won = await tiers.stage.claim(session)
+    assert await log.start(tiers.stage.db, [start(won.claim, turn)])
+    early = fold(await tiers.events(session))
+    await checkpoints.save(tiers.stage.db, won.claim, early)
+    assert await log.finish(tiers.stage.db, [finish(won.claim, turn, seq=2)])
+
+    await tiers.lifecycle.archive(session)
+
+    assert await checkpoints.latest(tiers.stage.db, session, through=2) is None
+    session, _ = await tiers.stage.submit(session)
+    won = await tiers.stage.claim(session)
+    await checkpoints.save(tiers.stage.db, won.claim, fold(await tiers.events(session)))
+    assert await checkpoints.latest(tiers.stage.db, session, through=2) is not None
+
+
+async def test_bytes_that_are_not_what_was_archived_are_refused(tiers: Tiers) -> None:
+    session = await tiers.used()
+    await tiers.lifecycle.archive(session)
+    record = await archives.find(tiers.stage.db, session)
+    assert record is not None
+    manifest = await tiers.archive.manifest(session, record)
+
+    await tiers.spoil(manifest.segments[0].artifact_id)
+    with pytest.raises(ArtifactCorrupt):
+        await tiers.events(session)
+    assert await tiers.fresh().context(session) is not None  # a turn needs no more than this
+    await tiers.spoil(record.manifest_id, remove=True)
+    with pytest.raises(ArtifactCorrupt, match="missing"):
+        await tiers.fresh().read(session, after=0)
+    with pytest.raises(ArtifactCorrupt):
+        await Lifecycle(tiers.stage.db, tiers.cold, tiers.fresh()).restore(session)
+    assert await tiers.fresh().read(session, after=5) == []
+
+
+async def test_a_store_that_is_away_is_not_taken_for_postgres(tiers: Tiers) -> None:
+    session = await tiers.used()
+    await tiers.lifecycle.archive(session)
+    away = open_store("s3://bucket?endpoint_url=http://127.0.0.1:1&region=x")
+    tiers.cold.store = away
+
+    with pytest.raises(StoreUnavailable):
+        await tiers.fresh().read(session, after=0)
+
+    await away.close()
+
+
+async def test_a_lease_on_an_archived_session_stands_after_an_outage(tiers: Tiers) -> None:
+    session = await tiers.used()
+    await tiers.lifecycle.archive(session)
+    await tiers.used(session)
+    await tiers.lifecycle.archive(session)
+    await tiers.stage.submit(session)
+    won = await tiers.stage.claim(session)
+
+    standing = (await log.standing(tiers.stage.db, [(won.claim, won.claim.last_seq + 1)]))[(session, won.claim.epoch)]
+
+    assert standing.held
+    assert (standing.last_seq, standing.last_event_id) == (won.claim.last_seq, won.claim.last_event_id)
+    assert standing.last_seq == 10

@@ -1,0 +1,181 @@
+"""What becomes of a session that nobody uses: its log moves to the cold tier, comes back, or goes for good.
+
+None of it needs a lease: see ``db.archives`` and ``db.deletions`` for what decides. Everything here may be done by several
+processes at once, and may stop at any place: the old state stands or the new one, and what is left over is found by the
+sweeper (rows) or by the collector (artifacts).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from longshift import segments, snapshot
+from longshift.archive import Archive
+from longshift.cold import Cold
+from longshift.db import archives
+from longshift.db.archives import ArchiveRecord, Head
+from longshift.db.database import Database, chunks
+from longshift.errors import ArtifactCorrupt, Conflict
+from longshift.events import Context, apply
+from longshift.model import Prefix, new_id, show_id
+from longshift.segments import CONTEXT_TYPE, MANIFEST_TYPE, SEGMENT_TYPE, Draft, Manifest, Segment, StoredEvent
+
+logger = logging.getLogger(__name__)
+PIECE = 1000
+"""Rows of events that are removed or put back in one transaction: about 10 ms."""
+READ_BYTES = 4 * 1024 * 1024
+"""Of events that are read at a time, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What an archiving or a restore has moved: ``events`` of ``through`` in all; ``bytes`` in the cold tier, compressed."""
+
+    events: int
+    through: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class Sealing:
+    """An archive while it is made: the segments before, the new ones, and the fold of all of them."""
+
+    context: Context
+    segments: list[Segment]
+    added: list[UUID] = field(default_factory=list)
+
+
+class Lifecycle:
+    """Archives, restores and deletes sessions, for one process."""
+
+    def __init__(self, db: Database, cold: Cold, archive: Archive) -> None:
+        self._db, self._cold, self._archive = db, cold, archive
+
+    # -- to the cold tier
+
+    async def archive(self, session_id: UUID, *, tenant_id: UUID | None = None) -> Moved:
+        """Move the log of an idle session to the cold tier; what is there already stays there.
+
+        Raises:
+            NotFound: no such session (of that tenant).
+            Conflict: it has an open turn, or was used meanwhile.
+            ArtifactCorrupt: its log has a gap, or what was archived before cannot be read.
+            Unavailable: Postgres or the store is away.
+        """
+        seen = await archives.head(self._db, session_id, tenant_id=tenant_id)
+        if seen.in_use:
+            raise Conflict(f"{show_id(Prefix.SESSION, session_id)} has an open turn: wait for its end, or cancel it")
+        found = await archives.find(self._db, session_id)
+        if found is not None and found.through_seq != seen.archived_through:
+            raise _changed(session_id)
+        moved = Moved(0, seen.last_seq, found.bytes if found is not None else 0)
+        if seen.last_seq > seen.archived_through:
+            moved = await self._seal(session_id, seen, found)
+        await self._trim(session_id)
+        return moved
+
+    async def _seal(self, session_id: UUID, seen: Head, before: ArchiveRecord | None) -> Moved:
+        manifest = await self._archive.manifest(session_id, before)
+        context = await self._archive.context(session_id) if before is not None else None
+        sealing = Sealing(context or Context(), list(manifest.segments))
+        draft = Draft()
+        async for event in self._stored(session_id, seen):
+            if event.seq != sealing.context.seq + 1:
+                raise ArtifactCorrupt(f"the log of session {session_id.hex} has a gap after {sealing.context.seq}")
+            draft.add(event)
+            apply(sealing.context, event.folded(session_id))
+            if draft.full:
+                await self._put_segment(sealing, draft, tenant_id=seen.tenant_id)
+                draft = Draft()
+        if draft.events:
+            await self._put_segment(sealing, draft, tenant_id=seen.tenant_id)
+        if (sealing.context.seq, sealing.context.event_id) != (seen.last_seq, seen.last_event_id):
+            raise _changed(session_id)
+        record = await self._put_ends(session_id, sealing, tenant_id=seen.tenant_id)
+        gone = [before.manifest_id, before.context_id] if before is not None else []
+        if not await archives.seal(self._db, session_id, record, seen=seen, added=sealing.added, gone=gone):
+            raise _changed(session_id)
+        return Moved(seen.last_seq - seen.archived_through, record.through_seq, record.bytes)
+
+    async def _stored(self, session_id: UUID, seen: Head) -> AsyncIterator[StoredEvent]:
+        """The events that are not archived yet; so many at a time that they take little memory."""
+        after, limit = seen.archived_through, 100
+        while after < seen.last_seq:
+            page = await archives.stored(self._db, session_id, after=after, through=seen.last_seq, limit=limit)
+            for event in page:
+                yield event
+            if not page:
+                return
+            after = page[-1].seq
+            mean = sum(len(event.payload) for event in page) // len(page) + 200
+            limit = max(1, min(PIECE, READ_BYTES // mean))
+
+    async def _put_segment(self, sealing: Sealing, draft: Draft, *, tenant_id: UUID) -> None:
+        data = await asyncio.to_thread(draft.compressed)
+        name = f"events-{draft.events[0].seq}-{draft.events[-1].seq}.jsonl.gz"
+        artifact_id = await self._put(sealing, data, tenant_id=tenant_id, name=name, content_type=SEGMENT_TYPE)
+        sealing.segments.append(draft.entry(artifact_id, data))
+
+    async def _put_ends(self, session_id: UUID, sealing: Sealing, *, tenant_id: UUID) -> ArchiveRecord:
+        """The manifest and the context."""
+        through, event_id = sealing.context.seq, sealing.context.event_id
+        assert event_id is not None
+        manifest = Manifest(session_id.hex, through, event_id.hex, tuple(sealing.segments))
+        text = snapshot.write(sealing.context).encode()
+        context_id, manifest_id = await asyncio.gather(
+            self._put(sealing, text, tenant_id=tenant_id, name="context.txt", content_type=CONTEXT_TYPE),
+            self._put(sealing, manifest.write(), tenant_id=tenant_id, name="manifest.json", content_type=MANIFEST_TYPE),
+        )
+        size = sum(segment.size for segment in sealing.segments)
+        return ArchiveRecord(tenant_id, through, event_id, manifest_id, context_id, through, size)
+
+    async def _put(self, sealing: Sealing, data: bytes, *, tenant_id: UUID, name: str, content_type: str) -> UUID:
+        """Without a reference: ``seal`` makes it. Until then it is the collector's, if nobody comes to that."""
+        artifact_id = new_id()
+        await self._cold.put(data, tenant_id=tenant_id, name=name, content_type=content_type, artifact_id=artifact_id)
+        sealing.added.append(artifact_id)
+        return artifact_id
+
+    async def _trim(self, session_id: UUID) -> None:
+        """Remove the rows of archived events, as long as nobody uses the session; the sweeper comes back to what is left."""
+        while await archives.trim(self._db, session_id, limit=PIECE) == PIECE:
+            pass
+
+    # -- back
+
+    async def restore(self, session_id: UUID, *, tenant_id: UUID | None = None) -> Moved:
+        """Put the archived events of an idle session back into Postgres. A session works without this: it is for one whose
+        old events are read again and again, or for who wants to leave the cold tier.
+
+        Raises:
+            NotFound: no such session (of that tenant).
+            Conflict: it has an open turn, or was used meanwhile.
+            ArtifactCorrupt: what is stored is not what was archived; nothing has changed.
+            Unavailable: Postgres or the store is away.
+        """
+        seen = await archives.head(self._db, session_id, tenant_id=tenant_id)
+        found = await archives.find(self._db, session_id)
+        if found is None:
+            return Moved(0, seen.last_seq, 0)
+        if found.through_seq != seen.archived_through:
+            raise _changed(session_id)
+        manifest = await self._archive.manifest(session_id, found)
+        await archives.begin_restore(self._db, session_id)
+        for segment in manifest.segments:
+            lines = await self._archive.lines(segment, tenant_id=seen.tenant_id)
+            for piece in chunks(lines, size=PIECE):
+                events = [segments.stored(line) for line in piece]
+                if not await archives.put_back(self._db, session_id, events, seen=seen):
+                    raise _changed(session_id)
+        gone = [found.manifest_id, found.context_id, *(segment.artifact_id for segment in manifest.segments)]
+        if not await archives.unseal(self._db, session_id, seen=seen, gone=gone):
+            raise _changed(session_id)
+        return Moved(found.events, seen.last_seq, 0)
+
+
+def _changed(session_id: UUID) -> Conflict:
+    return Conflict(f"{show_id(Prefix.SESSION, session_id)} was used, or moved, meanwhile: try again")
