@@ -397,3 +397,17 @@ def test_what_is_laid_out_is_as_deep_as_what_is_recorded() -> None:
     result = run(deep, None)
     assert result.status is TurnStatus.SUCCEEDED
     assert len([event for event in result.events if "artifact" in event.payload]) == 3
+
+
+def test_a_lost_input_fails_the_turn() -> None:
+    shelf: dict[str, bytes] = {}
+
+    @agent("two")
+    async def two(turn: Turn, given: str) -> int:
+        shelf.clear()
+        await turn.sleep(86_400)
+        return len(given)
+
+    result = run(two, made("input", 50 * KB), artifacts=shelf)
+    assert result.error is not None
+    assert (result.error["code"], result.attempts) == ("value_lost", 2)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from itertools import islice
 from uuid import UUID
 
-from longshift.catalogue import Drafts, inputs
+from longshift.catalogue import Drafts, Elsewhere, inputs
 from longshift.cold import Cold
+from longshift.db.files import named_in
 from longshift.errors import Unavailable
 from longshift.events import encode
 from longshift.model import NewTurn, new_id
@@ -37,16 +37,16 @@ class Inputs:
             Unavailable: the store is away, and the input too large to do without it.
         """
         found = await self._store(encode(turn.input), root=turn.id, tenant_id=tenant_id)
-        return turn if found is None else replace(turn, input=None, input_artifact=found)
+        return turn if found is None else found.of(turn)
 
-    async def lay_out_all(self, drafts: Drafts, large: Collection[int], *, tenant_id: UUID) -> dict[int, UUID]:
+    async def lay_out_all(self, drafts: Drafts, large: Collection[int], *, tenant_id: UUID) -> dict[int, Elsewhere]:
         """The artifacts of the inputs at these places; a few at a time, for a batch need not fit into memory. When the store
         is found to be away, the others are not tried: each would wait for it.
 
         Raises:
             InvalidInput, Unavailable: as for one.
         """
-        laid_out: dict[int, UUID] = {}
+        laid_out: dict[int, Elsewhere] = {}
         texts = inputs(drafts, frozenset(large))
         try:
             while large and (some := await asyncio.to_thread(lambda: list(islice(texts, AT_ONCE)))):
@@ -67,11 +67,11 @@ class Inputs:
                 "the artifact store is away, and the batch has inputs too large to do without it: try again"
             )
 
-    async def _store(self, text: str, *, root: UUID, tenant_id: UUID) -> UUID | None:
+    async def _store(self, text: str, *, root: UUID, tenant_id: UUID) -> Elsewhere | None:
         async def put(identity: UUID, data: bytes) -> object:
             return await self._cold.put(
                 data, tenant_id=tenant_id, name="input.json", content_type=CONTENT_TYPE, artifact_id=identity
             )
 
         laid = await lay_out(text, root=root, place=("input",), limits=self._limits, put=put, what="the input")
-        return laid.pointer.id if laid.pointer is not None else None
+        return Elsewhere(laid.pointer.id, frozenset(named_in(text))) if laid.pointer is not None else None
