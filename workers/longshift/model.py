@@ -9,7 +9,7 @@ Identifiers are UUIDs of version 7, written for people as ``<prefix>_<32 hex dig
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -372,4 +372,4 @@ class NewTurn:
     retry_of: UUID | None = None
     root_turn_id: UUID | None = None  # None: it begins a chain of its own
     input_artifact: UUID | None = None  # where the input is, if it is too large for a row; ``input`` is None then
-    artifacts: Collection[UUID] = ()  # that an input names which is not in a row: its session keeps them
+    named: frozenset[UUID] = frozenset()  # artifacts that such an input names

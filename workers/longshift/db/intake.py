@@ -193,7 +193,7 @@ async def add_turns(
 ) -> None:
     """Insert the turns of ``chunk`` at their ``places``."""
     turns = [e.turn for e in chunk]
-    inputs = [encode(t.input) if t.input_artifact is None else None for t in turns]
+    inputs = [encode(t.input) for t in turns]
     await tx.execute(
         ADD_TURNS,
         {
@@ -219,14 +219,8 @@ async def add_turns(
             "input_artifact": [t.input_artifact for t in turns],
         },
     )
-    named = [(e.session_id, _kept(e.turn, written)) for e, written in zip(chunk, inputs, strict=True)]
+    named = ((e.session_id, files.kept_by(e.turn, written)) for e, written in zip(chunk, inputs, strict=True))
     await files.refer(tx, named, tenant_id=tenant_id)
-
-
-def _kept(turn: NewTurn, written: str | None) -> set[UUID]:
-    """The artifacts that a turn's session keeps for its input: the one that it is in, and those that it names."""
-    named = set(turn.artifacts) if written is None else files.named_in(written)
-    return named if turn.input_artifact is None else named | {turn.input_artifact}
 
 
 async def create_session(
