@@ -304,7 +304,9 @@ def test_a_summarizer_is_given_what_leaves_and_how_long_it_may_be(plain: bool) -
     assert given == [(summary.payload["replaces"], 50)]
 
 
-@pytest.mark.parametrize("answer", ["much too long " * 200, "", 7, ValueError("no")], ids=["long", "empty", "7", "error"])
+@pytest.mark.parametrize(
+    "answer", ["much too long " * 200, "", 7, ValueError("no")], ids=["long", "empty", "7", "error"]
+)
 def test_a_summarizer_that_fails_is_replaced_for_once(answer: object, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
 
@@ -351,7 +353,9 @@ sums = st.builds(
 )
 
 
-@given(st.lists(says | sets | sums, max_size=10), st.randoms(use_true_random=False), st.integers(0, 10), st.integers(0, 4))
+@given(
+    st.lists(says | sets | sums, max_size=10), st.randoms(use_true_random=False), st.integers(0, 10), st.integers(0, 4)
+)
 def test_additions_give_the_fold_in_any_order_of_replay(facts: list[Any], random: Any, cut: int, before: int) -> None:
     context = Context(messages=[json.dumps({"role": "user", "content": n, "turn_id": None}) for n in range(before)])
     expected = context.copy()
