@@ -101,10 +101,11 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         await keys.ensure_tenant(db)
         if config.api_key is not None:
             await keys.ensure_key(db, config.api_key.get_secret_value())
-        mailbox = Mailbox(db, hot, config=config, clock=clock)
+        cold = Cold(db, store)
+        mailbox = Mailbox(db, hot, cold=cold, config=config, clock=clock)
         stack.push_async_callback(mailbox.close)
         keyring = Keyring(db, clock=clock)
-        edge = Edge(config=config, clock=clock, db=db, hot=hot, cold=Cold(db, store), mailbox=mailbox, keyring=keyring)
+        edge = Edge(config=config, clock=clock, db=db, hot=hot, cold=cold, mailbox=mailbox, keyring=keyring)
         stack.push_async_callback(_end_probes, edge)
         yield edge
 

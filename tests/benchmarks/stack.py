@@ -20,7 +20,9 @@ import psycopg
 import redis
 from psycopg.rows import namedtuple_row
 
+from longshift.artifacts import open_store
 from longshift.catalogue import Draft
+from longshift.cold import Cold
 from longshift.config import load
 from longshift.db import views
 from longshift.db.database import Database
@@ -115,7 +117,8 @@ class Site:
     def __post_init__(self) -> None:
         self.db = Database(self.database_url, name="benchmark")
         self.hot = Hot(self.redis_url)
-        self.mailbox = Mailbox(self.db, self.hot, config=load())
+        self.store = open_store(f"file://{self.stack.folder}/artifacts")
+        self.mailbox = Mailbox(self.db, self.hot, cold=Cold(self.db, self.store), config=load())
 
     async def close(self) -> None:
         for worker in list(self.workers):
@@ -124,6 +127,7 @@ class Site:
             api.kill_group()
             self.stack.guardian.forget(api.pid)
         await self.mailbox.close()
+        await self.store.close()
         await self.hot.close()
         await self.db.close()
 

@@ -47,6 +47,7 @@ CHECKS: Mapping[Callable[[Evidence], Iterator[str]], Callable[[Evidence], int]] 
     checks_rest.redis_keeps_nothing: lambda e: len(e.redis_keys) + len(e.redis_keys_during),
     checks_rest.leases_are_given_back: lambda e: len(e.events),
     checks_rest.logs_have_no_traceback: lambda e: e.logs,
+    checks_rest.copies_are_the_fold: lambda e: e.logs,
     checks_rest.processes_end_as_told: lambda e: e.logs,
 }
 """Each check, and how to count what it looks at."""

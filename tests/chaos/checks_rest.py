@@ -37,6 +37,11 @@ def logs_have_no_traceback(found: Evidence) -> Iterator[str]:
     yield from found.tracebacks
 
 
+def copies_are_the_fold(found: Evidence) -> Iterator[str]:
+    """P5: every context from memory or Redis is compared with the fold of its log, and none is another."""
+    yield from found.drift
+
+
 def processes_end_as_told(found: Evidence) -> Iterator[str]:
     """No process ends by itself, and after SIGTERM each ends in time, with code 0."""
     for death in found.deaths:

@@ -96,6 +96,8 @@ class Evidence:
     logs: int = 0
     """Log files read."""
     tracebacks: list[str] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+    """Copies of contexts that were not the fold of their log, as workers report them."""
     deaths: list[Death] = field(default_factory=list)
 
     def save(self, file: Path) -> None:

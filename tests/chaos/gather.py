@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import redis
 
+from longshift.context import DRIFT
 from longshift.model import Json
 from longshift.testing.waiting import wait_until
 from tests.chaos.edge import Edge
@@ -90,6 +91,9 @@ def gather_files(stage: Stage, found: Evidence) -> None:
     for log in sorted(stage.fleet.folder.glob("*.log")):
         found.logs += 1
         found.tracebacks += tracebacks(log)
+        found.drift += [
+            f"{log.name}: {line[:600]}" for line in log.read_text(errors="replace").splitlines() if DRIFT in line
+        ]
 
 
 def _keys(url: str) -> Iterator[Key]:

@@ -316,6 +316,11 @@ def a_process_was_surprised(found: Evidence) -> None:
     found.tracebacks.append("worker-1.log: KeyError")
 
 
+@doctored("copies are the fold")
+def a_copy_was_another_context(found: Evidence) -> None:
+    found.drift.append("worker-1.log: seq 7")
+
+
 @doctored("processes end as told")
 def a_worker_died_by_itself(found: Evidence) -> None:
     found.deaths.append(Death("worker-1", 1, ""))

@@ -177,7 +177,7 @@ async def test_a_reader_may_go_on_from_where_it_stopped(store: ArtifactStore) ->
 
     stream = store.stream("long")
     first = await anext(stream)
-    await stream.aclose()  # type: ignore[attr-defined]  # every stream is a generator
+    await stream.aclose()
 
     assert 0 < len(first) < len(data)
     assert first + await collect(store.stream("long", start=len(first))) == data

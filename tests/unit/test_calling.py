@@ -31,9 +31,9 @@ from longshift.clock import SYSTEM
 from longshift.errors import LeaseLost, TurnEvicted
 from longshift.model import CallStatus, Effect, Json, Settlement
 from longshift.place import current
-from longshift.recording import INLINE
 from longshift.testing import Effects, Ledger, Report, Result, Scenario, named_crash_points, run, torture
 from longshift.testing.bench import Rehearsal
+from longshift.testing.outside import Outside
 from longshift.testing.world import Fault
 
 SHORT = timedelta(seconds=10)
@@ -602,7 +602,7 @@ def test_a_result_that_cannot_be_recorded_leaves_an_irreversible_call_in_doubt()
 
 
 def test_a_large_result_is_kept_as_an_artifact_and_found_again() -> None:
-    size = INLINE + 1
+    size = Outside.inline + 1
 
     @tool(effect="read", dedupe="turn")
     async def load() -> str:

@@ -18,7 +18,6 @@ from longshift.clock import SYSTEM
 from longshift.errors import ConfigError
 from longshift.model import CallOutcome, CallStatus, Json, NewCall
 from longshift.place import current
-from longshift.recording import INLINE
 from longshift.stepping import Stepper
 from longshift.testing import Ledger, run
 from longshift.testing.bench import Rehearsal
@@ -76,7 +75,7 @@ def test_a_result_that_cannot_be_laid_out_leaves_the_call_in_doubt(monkeypatch: 
     @tool(effect="irreversible", timeout=SHORT)
     async def pay() -> str:
         calls.append(1)
-        return "x" * (INLINE + 1)
+        return "x" * (Outside.inline + 1)
 
     result = run(insisting(pay), None)
 

@@ -26,8 +26,8 @@ from longshift import (
 from longshift.agent import Agent
 from longshift.contract import Verdict
 from longshift.model import Json
-from longshift.recording import INLINE
 from longshift.testing import Scenario, named_crash_points, run, torture
+from longshift.testing.outside import Outside
 
 
 def paying(**options: Any) -> tuple[Agent[int, str], list[int]]:
@@ -148,7 +148,7 @@ def test_who_waits_for_a_doubt_to_be_settled_need_not_wait_for_ever() -> None:
 
 
 def test_what_a_stopped_worker_says_late_is_what_the_agent_gets() -> None:
-    waiter = settling(result="x" * (INLINE + 1))
+    waiter = settling(result="x" * (Outside.inline + 1))
     result = run(waiter, None, pause_at="before ledger.end act", settle={"act": Unknown()})
     # nobody is left who could say it in time: in this world the stopped one goes on when all is over
     assert str(result.output).startswith("OutcomeUnknown")

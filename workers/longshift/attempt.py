@@ -7,23 +7,34 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, cast
+from uuid import UUID
 
 from pydantic_core import PydanticSerializationError
 
 from longshift.agent import Agent
 from longshift.chain import carried
 from longshift.contract import Port
-from longshift.errors import ControlFlow, Diverged, InvalidInput, LongshiftError, StepFailed, UsageError
+from longshift.errors import (
+    ArtifactCorrupt,
+    ControlFlow,
+    GivenUp,
+    InvalidInput,
+    LongshiftError,
+    NotFound,
+    StepFailed,
+    UsageError,
+)
 from longshift.events import Context, Event, Kind, NewEvent, encode, include, storable_json
 from longshift.execution import Execution
 from longshift.model import Json, TurnRecord, TurnStatus
+from longshift.offload import Laid, Pointer, hash_of, lost, preview_of
 from longshift.replay import Replay
 from longshift.stepping import ERROR_TEXT
 from longshift.summaries import Summaries
@@ -37,12 +48,16 @@ UNWIND = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a turn ended, as its terminal event and row will say; all three are JSON text."""
+    """How a turn ended, as its terminal event and row will say; the first three are JSON text.
+
+    ``artifact`` is where a large output is, which the row then does not have.
+    """
 
     status: TurnStatus
     payload: str
     output: str | None = None
     error: str | None = None
+    artifact: UUID | None = None
 
     def event(self, record: TurnRecord) -> NewEvent:
         return NewEvent(_KINDS[self.status], record.id, self.payload)
@@ -56,8 +71,27 @@ _KINDS = {
 }
 
 
-def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEvent:
-    """``turn.started`` of the next attempt; the first one carries the input, or, on a retry, which turn it goes on from."""
+async def given(record: TurnRecord, get: Callable[[UUID], Awaitable[bytes]]) -> tuple[TurnRecord, Pointer | None]:
+    """The turn with its input, fetched with ``get`` if that is large, and the pointer to such an input.
+
+    Raises:
+        Unavailable: the store is away.
+        ValueLost: the input is not there any more.
+    """
+    if record.input_artifact is None:
+        return record, None
+    try:
+        data = await get(record.input_artifact)
+    except (NotFound, ArtifactCorrupt) as error:
+        raise lost(record.input_artifact, error) from None
+    text = data.decode()
+    pointer = Pointer(record.input_artifact, len(data), await hash_of(data), preview_of(text))
+    return replace(record, input=json.loads(text)), pointer
+
+
+def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime, pointer: Pointer | None = None) -> NewEvent:
+    """``turn.started`` of the next attempt; the first one carries the input (or the ``pointer`` to it), or, on a retry,
+    which turn it goes on from."""
     attempt = record.attempts + 1
     payload: dict[str, Json] = {
         "attempt": attempt,
@@ -67,11 +101,10 @@ def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime) -> NewEv
     }
     if record.continues:
         payload["retry_of"] = record.retry_of.hex if record.retry_of else None
-    text = encode(payload)
-    if attempt == 1 and not record.continues:
-        # by itself, as it was accepted: inside the payload it would be one level deeper than was checked
-        text = f'{text[:-1]},"input":{encode(record.input)}}}'
-    return NewEvent(Kind.TURN_STARTED, record.id, text)
+    if attempt > 1 or record.continues:
+        return NewEvent(Kind.TURN_STARTED, record.id, encode(payload))
+    laid = Laid(encode(record.input) if pointer is None else "", pointer)
+    return NewEvent(Kind.TURN_STARTED, record.id, laid.within(payload, "input"))
 
 
 def resumed(
@@ -81,21 +114,26 @@ def resumed(
     before: Context,
     port: Port,
     now: datetime,
+    pointer: Pointer | None = None,
     make: type[Execution] = Execution,
 ) -> Execution:
     """The execution of the next attempt.
 
     Args:
-        record: the turn as it was before this attempt.
+        record: the turn as it was before this attempt, with its whole input.
         recorded: the turn's own events so far; on a retry, those of the turns before it, too.
         before: the session's context as of the turn's start; taken over, not copied.
         port: the outside.
         now: when this attempt began; the turn's clock starts with its first attempt.
+        pointer: to the input, if it is large: what the log has of it, and so the history.
         make: what to make of it.
     """
     first = next((event for event in recorded if event.kind == Kind.TURN_STARTED), None)
     if not record.continues:  # else it is in the history already
-        include(before, Kind.TURN_STARTED, {"attempt": 1, "input": record.input}, turn_id=record.id)
+        said = {"input": record.input} if pointer is None else {"artifact": pointer.facts}
+        include(
+            before, Kind.TURN_STARTED, first.payload if first is not None else {"attempt": 1, **said}, turn_id=record.id
+        )
     return make(
         record,
         attempt=record.attempts + 1,
@@ -126,9 +164,9 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
             else:
                 function = partial(copy_context().run, partial(agent.function, turn, value))
                 result = await asyncio.get_running_loop().run_in_executor(threads, function)
-        return _diverged(execution) or _succeeded(agent, result, limit=execution.port.max_event)
-    except Diverged as error:
-        return failed(error.code, str(error), step=error.step)
+        return _given_up(execution) or await _succeeded(agent, result, execution)
+    except GivenUp as error:
+        return failed(error.code, str(error), **error.details)
     except StepFailed as error:
         return failed(error.code, str(error), step=error.step, type=error.error_type)
     except InvalidInput as error:
@@ -145,12 +183,12 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
         return failed("agent_error", "the agent was cancelled by its own code", type="CancelledError")
 
 
-def _diverged(execution: Execution) -> Outcome | None:
-    error = execution.diverged
-    return None if error is None else failed(error.code, str(error), step=error.step)
+def _given_up(execution: Execution) -> Outcome | None:
+    error = execution.given_up
+    return None if error is None else failed(error.code, str(error), **error.details)
 
 
-def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:
+async def _succeeded(agent: Agent[Any, Any], result: Any, execution: Execution) -> Outcome:
     try:
         output = storable_json(agent.output.dump_json(result, warnings="error", by_alias=True).decode())
         json.loads(output)  # what Python cannot read again, such as 5,000 digits, would stop the session's later turns
@@ -159,9 +197,13 @@ def _succeeded(agent: Agent[Any, Any], result: Any, *, limit: int) -> Outcome:
             f"agent {agent.name!r} returned a {type(result).__name__} that does not fit its return annotation: "
             f"{' '.join(str(error).split())}"
         ) from None
-    if (size := len(output.encode())) > limit:
-        raise InvalidInput(f"an output of {size:,} bytes is too large: return turn.artifact(...) instead")
-    return Outcome(TurnStatus.SUCCEEDED, f'{{"output":{output}}}', output=output)
+    laid = await execution.large.lay_out(output, place=("output",), name="output", what=f"the output of {agent.name!r}")
+    return Outcome(
+        TurnStatus.SUCCEEDED,
+        laid.within({}, "output"),
+        output=output if laid.pointer is None else None,
+        artifact=laid.pointer.id if laid.pointer is not None else None,
+    )
 
 
 def failed(code: str, message: str, **more: Json) -> Outcome:

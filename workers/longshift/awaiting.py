@@ -280,6 +280,11 @@ class Awaiting:
             return before.payload
         async with execution.stepping():
             limit = execution.record.deadline
+            pointer = None
+            if before is None:  # else the child goes on with the input that it had
+                what = f"the input of child {agent!r}"
+                laid = await execution.large.lay_out(encode(value), place=(call.key, "input"), name="input", what=what)
+                pointer = laid.pointer
             session = derived_id(execution.record.id, call.key, "session")
             child = NewChild(
                 id=derived_id(execution.record.id, call.key, "turn"),
@@ -287,6 +292,7 @@ class Awaiting:
                 instead_of=None if before is None else parse_id(Prefix.TURN, before.payload["turn"]),
                 agent=agent,
                 input=value,
+                input_artifact=pointer.id if pointer is not None else None,
                 queue=queue,
                 deadline=limit if deadline is None else min(limit, execution.port.clock.now() + deadline),
                 metadata=metadata,

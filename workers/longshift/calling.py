@@ -23,6 +23,7 @@ from longshift.contract import Verdict
 from longshift.errors import ControlFlow, Diverged, NotDone, TurnEvicted
 from longshift.events import Kind, encode
 from longshift.model import CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, parse_id
+from longshift.offload import Laid
 from longshift.place import running_step, step_place
 from longshift.recording import Records, Try, text_of
 from longshift.steps import StepDefinition
@@ -62,6 +63,10 @@ class Caller:
     def facts(self, key: str) -> dict[str, Json]:
         """What the record of the step at ``key`` says of its call."""
         return self._records.facts(key)
+
+    def laid_out(self, key: str) -> Laid | None:
+        """The result of the call at ``key``, if the ledger has it as an artifact."""
+        return self._records.laid_out(key)
 
     async def approved(
         self, tool: ToolSpec, step: StepDefinition, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -125,7 +130,7 @@ class Caller:
             return
         earlier = await self.execution.port.look_up_call(parse_id(Prefix.CALL, before[trial.run.key]))
         if earlier is not None and earlier.status is not CallStatus.FAILED:
-            raise self.execution.diverge(Diverged(trial.step.name, place=trial.run.key))
+            raise self.execution.give_up(Diverged(trial.step.name, place=trial.run.key))
 
     # -- read and write
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -17,7 +17,9 @@ from referencing.exceptions import Unresolvable
 
 from longshift.db.intake import Entry
 from longshift.errors import InvalidInput, LongshiftError, UnknownAgent
+from longshift.events import encode
 from longshift.model import AgentRecord, Json, NewTurn, new_id
+from longshift.offload import size_of
 
 MAX_ERRORS = 20
 """Misfits reported at once; the rest would help nobody."""
@@ -26,6 +28,7 @@ _LONGEST_MESSAGE = 300
 _MOST_NAMES = 20
 _HORIZON = timedelta(days=365_250)  # no time may be further away: what is computed from it must fit a datetime as well
 _NOT_BLANK = r"\S"
+NOTHING: Mapping[int, UUID] = {}
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
 
@@ -150,6 +153,7 @@ class Checked:
     errors: list[dict[str, Json]] = field(default_factory=list)
     unknown: bool = False  # an agent was not in the catalogue
     sessions: set[UUID] = field(default_factory=set)
+    large: list[int] = field(default_factory=list)  # places of those whose input is too large for a row
 
     def refuse(self, line: int, errors: Iterable[Mapping[str, Json]]) -> None:
         self.misfits += 1
@@ -166,7 +170,8 @@ class Checked:
             )
 
 
-def check_batch(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Checked:
+def check_batch(drafts: Drafts, catalogue: Catalogue, now: datetime, *, inline: int) -> Checked:
+    """``inline``: bytes of an input that stays in its row."""
     found = Checked()
     custom_ids: dict[str, int] = {}
     for number, draft in enumerate(drafts, start=1):
@@ -183,6 +188,8 @@ def check_batch(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Checked:
             found.sessions.add(draft.session_id)
         try:
             catalogue.new_turn(draft, now=now)
+            if size_of(encode(draft.input)) > inline:
+                found.large.append(found.total - 1)
         except UnknownAgent as error:
             found.unknown = True
             found.refuse(line, [{"path": "agent", "message": str(error)}])
@@ -191,11 +198,24 @@ def check_batch(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Checked:
     return found
 
 
-def entries(drafts: Drafts, catalogue: Catalogue, now: datetime) -> Iterator[Entry]:
-    for draft in drafts:
+def inputs(drafts: Drafts, places: Collection[int]) -> Generator[tuple[int, str], None, None]:
+    """The inputs at these places, as JSON text."""
+    for place, draft in enumerate(drafts):
+        if place in places and isinstance(draft, Draft):
+            yield place, encode(draft.input)
+
+
+def entries(
+    drafts: Drafts, catalogue: Catalogue, now: datetime, *, laid_out: Mapping[int, UUID] = NOTHING
+) -> Iterator[Entry]:
+    """``laid_out``: by their place, the artifacts of inputs that are too large for a row."""
+    for place, draft in enumerate(drafts):
         if isinstance(draft, Misfit):
             raise LongshiftError("a batch changed between its two readings")
-        yield Entry(catalogue.new_turn(draft, now=now, check=False), draft.session_id or new_id())
+        turn = catalogue.new_turn(draft, now=now, check=False)
+        if place in laid_out:
+            turn = replace(turn, input=None, input_artifact=laid_out[place])
+        yield Entry(turn, draft.session_id or new_id())
 
 
 def check_times(run_after: datetime | None, deadline: datetime | None, *, now: datetime) -> Iterator[dict[str, Json]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -39,4 +38,4 @@ class Child(Generic[O]):
         ended = await self._execution.awaiting.wait(Wait("$child", {"child": self.id}))
         if ended["status"] != TurnStatus.SUCCEEDED:
             raise ChildFailed(self.id, status=ended["status"], error=ended["error"])
-        return self._output.validate_json(json.dumps(ended["output"]))
+        return self._output.validate_json(await self._execution.large.text(ended, "output"))

@@ -114,6 +114,7 @@ class NewChild:
     session_id: UUID
     agent: str
     input: Json
+    input_artifact: UUID | None  # where it is, if it is too large for a row
     queue: str | None  # None: the agent's own
     deadline: datetime
     metadata: Mapping[str, str]
@@ -126,7 +127,9 @@ class Port(Protocol):
 
     clock: Clock
     step_timeout: timedelta
+    inline: int
     max_event: int
+    max_value: int
     lease_ttl: timedelta
     underway: UnderWay
 

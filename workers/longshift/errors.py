@@ -25,7 +25,9 @@
      +- LeaseLost                      another worker may hold the session now: everything on the old turn raises this
      +- TurnEvicted                    the turn leaves this worker (wait, drain); its coroutine is being unwound
      +- TurnCancelled                  somebody asked for the turn to end
-     +- Diverged                       the code now calls a tool with other input than when the turn ran before
+     +- GivenUp                        the turn cannot go on: it fails, whatever the agent makes of this
+         +- Diverged                   the code now calls a tool with other input than when the turn ran before
+         +- ValueLost                  a large value that the log points to is gone from the artifact store
 
 The docstring of each class is the sentence that documents it. ``retryable`` says whether the same call may succeed later.
 """
@@ -205,7 +207,17 @@ class TurnEvicted(ControlFlow):
     """The turn leaves this worker: every branch waits, or the worker drains."""
 
 
-class Diverged(ControlFlow):
+class GivenUp(ControlFlow):
+    """The turn cannot go on from here, and fails with the ``code`` of this; ``details`` join its error."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Diverged(GivenUp):
     """A tool that has been called at this place of the turn is now called with other input: the code between the steps has
     changed, and to call it once more, or to take the old result for the new call, would both be guesses.
 
@@ -217,9 +229,25 @@ class Diverged(ControlFlow):
     def __init__(self, step: str, *, place: str) -> None:
         super().__init__(
             f"tool step {step!r} was called with other arguments before, at the same place of this turn ({place}): bring the "
-            "code between its steps back to what it was, and retry the turn"
+            "code between its steps back to what it was, and retry the turn",
+            step=step,
         )
-        self.step = step
+
+
+class ValueLost(GivenUp):
+    """A large value that the log points to is not in the artifact store any more, or is not what was stored there.
+
+    The turn fails; ``retry`` goes on from there once the store has it again.
+    """
+
+    code = "value_lost"
+
+    def __init__(self, artifact: str, *, reason: str) -> None:
+        super().__init__(
+            f"a large value of this turn is lost: {artifact}: {reason}. Restore it from a backup of the artifact store, and "
+            "retry the turn",
+            artifact=artifact,
+        )
 
 
 class TurnCancelled(ControlFlow):

@@ -21,9 +21,10 @@ from longshift.additions import Additions
 from longshift.awaiting import Awaiting
 from longshift.branching import Branches
 from longshift.contract import Port
-from longshift.errors import Diverged, TurnEvicted, UsageError
+from longshift.errors import GivenUp, TurnEvicted, UsageError
 from longshift.events import Context, Kind, NewEvent, encode
 from longshift.model import Json, TurnRecord
+from longshift.offload import Large
 from longshift.place import place, place_tasks, running_step, scope_place, stand
 from longshift.replay import Replay, Scope
 from longshift.stepping import Stepper
@@ -31,6 +32,7 @@ from longshift.steps import StepDefinition
 from longshift.waits import Waits
 
 T = TypeVar("T")
+G = TypeVar("G", bound=GivenUp)
 BREATH = 50
 """Replayed calls after which the event loop gets its turn."""
 
@@ -54,8 +56,9 @@ class Execution:
         self.waits = Waits(port.clock, self._idle)
         self.branches = Branches(self)
         self.awaiting = Awaiting(self)
+        self.large = Large(self)
         self.stepper = self.make_stepper(self)
-        self.diverged: Diverged | None = None  # out of band: whatever the agent makes of the error, its turn has failed
+        self.given_up: GivenUp | None = None  # out of band: whatever the agent makes of the error, its turn has failed
         self._unwinding: str | None = None
         self._additions = Additions(context, turn_id=record.id)
         self._order = replay.newest
@@ -190,9 +193,9 @@ class Execution:
         except RuntimeError:
             return False
 
-    def diverge(self, error: Diverged) -> Diverged:
+    def give_up(self, error: G) -> G:
         """``error``, which fails the turn even if the agent catches it."""
-        self.diverged = self.diverged or error
+        self.given_up = self.given_up or error
         return error
 
     def cancelled_from_outside(self) -> bool:
@@ -297,13 +300,15 @@ class Execution:
         recorded, _ = await self._value(name, kind, payload)
         return recorded
 
-    async def add(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> None:
-        """The same for what joins the session's context."""
-        recorded, order = await self._value(name, kind, payload)
+    async def add(self, name: str, kind: Kind, payload: Mapping[str, Json], *, large: str | None = None) -> None:
+        """The same for what joins the session's context; ``large``: the member of ``payload`` that may be large."""
+        recorded, order = await self._value(name, kind, payload, large=large)
         if order is not None:
             self._additions.apply(kind, recorded, order=order)
 
-    async def _value(self, name: str, kind: Kind, payload: Mapping[str, Json]) -> tuple[Mapping[str, Json], int | None]:
+    async def _value(
+        self, name: str, kind: Kind, payload: Mapping[str, Json], *, large: str | None = None
+    ) -> tuple[Mapping[str, Json], int | None]:
         """What is recorded, and its place in the log; None: before this turn, so that its context has it already."""
         if running_step() is not None:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
@@ -313,8 +318,12 @@ class Execution:
             return call.recorded.payload, None if call.recorded.earlier else call.recorded.order
         self.check()
         await self.settle()
-        text = encode(payload, limit=self.port.max_event)
-        self._order += 1
+        if large is None:
+            text = encode(payload, limit=self.port.max_event)
+        else:
+            text = await self.large.payload(payload, large, place=(call.key, large), what=f"the {large} of {kind}")
+            self.check()
+        self._order += 1  # right before the append: the log has the order in which they come to it
         order = self._order
         await self.port.append([NewEvent(kind, self.record.id, text, call.key)])
         return json.loads(text), order

@@ -276,7 +276,7 @@ class Journal:
         write, entries = lease.unacked
         lease.unacked = None
         if not (isinstance(write, Start) and not done.flag):
-            lease.seq, lease.event_id = write.seq + len(write.events) - 1, write.events[-1].id
+            lease.acknowledge(write.seq, write.events)
         if isinstance(write, Leave) or (isinstance(write, Finish) and not done.flag):
             lease.ended = True
             self.drop(lease)

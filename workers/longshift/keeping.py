@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
-from random import Random
 from typing import Any, TypeVar, cast, get_args
 
 from longshift.contract import Artifact, Passage, RecallScope
-from longshift.errors import Unavailable, UsageError
+from longshift.errors import UsageError
 from longshift.execution import Execution
 from longshift.model import Prefix, parse_id
+from longshift.offload import patiently
 from longshift.place import running_step
 from longshift.replay import derived_id
 from longshift.steps import Retry, StepDefinition
 from longshift.summaries import HISTORY
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 INNER = Retry(attempts=5)
 """For what the library does between steps and what may fail in any way, except that something is away: that is waited for."""
-AWAY = Retry(longest=timedelta(seconds=10))
-"""Pauses while a store is away."""
 FOREVER = timedelta(days=365)
 """No time limit of its own: the turn has its deadline."""
 
@@ -123,17 +119,4 @@ class Keeping:
         return await self._execution.perform(StepDefinition(name, function, INNER, FOREVER, ours=True), args, {})
 
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask a store until it answers. That it is away is nobody's failure: the turn waits, until somebody ends it."""
-        attempt = 0
-        while True:
-            try:
-                return await ask()
-            except Unavailable as error:
-                if attempt == 0:
-                    logger.warning(
-                        "a turn waits for the artifact store",
-                        extra={"turn_id": self._execution.record.id.hex, "reason": str(error)},
-                    )
-                attempt = min(attempt + 1, 20)
-            # not the turn's random numbers: those would differ on a replay, which waits for nothing
-            await self._execution.pause(AWAY.pause(attempt, random=Random()))
+        return await patiently(self._execution, ask)

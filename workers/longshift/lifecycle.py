@@ -128,9 +128,7 @@ class Lifecycle:
         text = snapshot.write(sealing.context).encode()
         context_id, manifest_id = await asyncio.gather(
             self._put(sealing, text, tenant_id=tenant_id, name="context.txt", content_type=CONTEXT_TYPE),
-            self._put(
-                sealing, manifest.write(), tenant_id=tenant_id, name="manifest.json", content_type=MANIFEST_TYPE
-            ),
+            self._put(sealing, manifest.write(), tenant_id=tenant_id, name="manifest.json", content_type=MANIFEST_TYPE),
         )
         size = sum(segment.size for segment in sealing.segments)
         return ArchiveRecord(tenant_id, through, event_id, manifest_id, context_id, through, size)
@@ -138,9 +136,7 @@ class Lifecycle:
     async def _put(self, sealing: Sealing, data: bytes, *, tenant_id: UUID, name: str, content_type: str) -> UUID:
         """Without a reference: ``seal`` makes it. Until then it is the collector's, if nobody comes to that."""
         artifact_id = new_id()
-        await self._cold.put(
-            data, tenant_id=tenant_id, name=name, content_type=content_type, artifact_id=artifact_id
-        )
+        await self._cold.put(data, tenant_id=tenant_id, name=name, content_type=content_type, artifact_id=artifact_id)
         sealing.added.append(artifact_id)
         return artifact_id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -13,6 +13,7 @@ from uuid import UUID
 from longshift.catalogue import Draft
 from longshift.clock import Clock
 from longshift.cold import Cold
+from longshift.context import Tiers
 from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question, RecallScope
 from longshift.db import approvals, children, tool_calls
 from longshift.db.database import Database
@@ -47,12 +48,15 @@ class Outside:
     step_threads: ThreadPoolExecutor
     agent_threads: ThreadPoolExecutor
     step_timeout: timedelta
+    inline: int
     max_event: int
+    max_value: int
     ledger: Ledger
     underway: UnderWay
     lease_ttl: timedelta
     lock_grace: timedelta
     is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
+    tiers: Tiers = field(default_factory=Tiers)  # where contexts come from besides Postgres
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Call ``function(db, ...)`` until Postgres answers; the journal says when it is back."""
@@ -73,7 +77,7 @@ class TurnPort:
         self._record = record
         self.clock = outside.clock
         self.step_timeout = outside.step_timeout
-        self.max_event = outside.max_event
+        self.inline, self.max_event, self.max_value = outside.inline, outside.max_event, outside.max_value
         self.lease_ttl = outside.lease_ttl
         self.underway = outside.underway
 
@@ -142,7 +146,14 @@ class TurnPort:
         catalogue = await self._outside.mailbox.catalogue(wanted=(child.agent, None))
         draft = Draft(agent=child.agent, input=child.input, deadline=child.deadline, metadata=child.metadata)
         turn = catalogue.new_turn(draft, now=self.clock.now())
-        return replace(turn, id=child.id, parent_turn_id=self._record.id, queue=child.queue or turn.queue)
+        return replace(
+            turn,
+            id=child.id,
+            parent_turn_id=self._record.id,
+            queue=child.queue or turn.queue,
+            input=turn.input if child.input_artifact is None else None,
+            input_artifact=child.input_artifact,
+        )
 
     def _lost(self) -> NoReturn:
         self._outside.journal.lose(self._lease)

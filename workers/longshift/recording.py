@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
-from longshift.errors import NotDone, OutcomeUnknown, Unavailable
+from longshift.errors import NotDone, OutcomeUnknown
 from longshift.events import encode, storable
 from longshift.model import CallOutcome, CallStatus, Json, NewCall, Prefix, ToolCallRecord, show_id
+from longshift.offload import CONTENT_TYPE, Laid, Pointer, hash_of, point_to, preview_of, size_of, stored_soon
 from longshift.place import StepRun
-from longshift.replay import derived_id
 from longshift.steps import StepDefinition
 from longshift.tooling import ToolCall, ToolSpec
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 ERROR_TEXT = 2000
 """Characters of an error's text that are recorded."""
-INLINE = 32 * 1024
-"""Bytes of a result that stand in the ledger itself; a larger one becomes an artifact."""
 
 
 @dataclass(slots=True)
@@ -69,6 +66,7 @@ class Records:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._facts: dict[str, dict[str, Json]] = {}
+        self._laid_out: dict[str, Laid] = {}
 
     def open(self, trial: Try) -> None:
         self._facts[trial.run.key] = {"call": trial.name}
@@ -77,23 +75,33 @@ class Records:
         """What the record of the step at ``key`` says of its call."""
         return self._facts.pop(key, {})
 
+    def laid_out(self, key: str) -> Laid | None:
+        """The result of the call at ``key``, if the ledger has it as an artifact: the record of the step shares that."""
+        return self._laid_out.pop(key, None)
+
     async def done(self, trial: Try, text: str) -> Any:
         """Record the result (JSON text), and return what stands."""
-        artifact = await self._laid_out(trial, text) if len(text) > INLINE else None
-        outcome = CallOutcome(CallStatus.DONE, None if artifact else text, artifact_id=artifact)
+        pointer = await self._lay_out(trial, text) if size_of(text) > self._execution.port.inline else None
+        outcome = CallOutcome(CallStatus.DONE, None if pointer else text, artifact_id=pointer.id if pointer else None)
         standing = await self._record(trial, outcome)
-        return trial.step.decode(text) if standing is None else await self.stands(trial, standing)
+        if standing is not None:
+            return await self.stands(trial, standing)
+        return self._read(trial, Laid(text, pointer))
 
-    async def _laid_out(self, trial: Try, text: str) -> UUID | None:
-        """The artifact with a large result; None while the store is away: that it is done must not wait for that."""
-        identity = derived_id(trial.row.id, "result")
-        try:
-            await self._execution.port.put_artifact(
-                identity, name=f"{trial.spec.name}.json", data=text.encode(), content_type="application/json"
-            )
-        except Unavailable:
-            return None
-        return identity
+    async def _lay_out(self, trial: Try, text: str) -> Pointer | None:
+        """Where a large result is; None while the store is away: that the call is done must not wait for that."""
+        port, data = self._execution.port, text.encode()
+        pointer = await point_to(data, text, root=trial.row.id, place=("result",))
+        name = f"{trial.spec.name}.json"
+        stored = await stored_soon(
+            lambda: port.put_artifact(pointer.id, name=name, data=data, content_type=CONTENT_TYPE)
+        )
+        return pointer if stored else None
+
+    def _read(self, trial: Try, laid: Laid) -> Any:
+        if laid.pointer is not None:
+            self._laid_out[trial.run.key] = laid
+        return trial.step.decode(laid.text)
 
     async def end(
         self,
@@ -126,7 +134,7 @@ class Records:
                 self._facts.setdefault(trial.run.key, {})["done_at"] = at.isoformat()
                 if trial.spec.told is not None:
                     trial.spec.told.done_at = at
-            return trial.step.decode(await self._text_of(record))
+            return self._read(trial, await self._result_of(record))
         error = record.error or {}
         kind, message = str(error.get("type", "Unknown")), str(error.get("message", "it is in doubt"))
         if record.status is CallStatus.FAILED:
@@ -135,10 +143,12 @@ class Records:
             message = f"given up by an operator: {record.note or 'no note'}"
         raise self._unknown(trial, kind, message)
 
-    async def _text_of(self, record: ToolCallRecord) -> str:
+    async def _result_of(self, record: ToolCallRecord) -> Laid:
         if record.artifact_id is None:
-            return json.dumps(record.result)
-        return (await self._execution.port.get_artifact(record.artifact_id)).decode()
+            return Laid(json.dumps(record.result))
+        text = await self._execution.large.fetch(Pointer(record.artifact_id, 0, ""))
+        data = text.encode()
+        return Laid(text, Pointer(record.artifact_id, len(data), await hash_of(data), preview_of(text)))
 
     async def failed(self, trial: Try, error: Exception) -> Any:
         """It has certainly not happened, so that it may be tried again."""

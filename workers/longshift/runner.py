@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
+from itertools import count
 from typing import Any
+from uuid import UUID
 
 from longshift.agent import Agent, Agents
-from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
-from longshift.context import events, keep, restore
-from longshift.db import children, leases, log, retries
-from longshift.db.database import Database
-from longshift.errors import InvalidInput, LeaseLost, Unavailable
-from longshift.events import Event
+from longshift.attempt import Outcome, begun, call, failed, given, left, resumed, stopped, unwind
+from longshift.db import children, leases, log
+from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, Unavailable, ValueLost
 from longshift.execution import Execution
 from longshift.lease import Lease
 from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
+from longshift.offload import Pointer
 from longshift.port import Outside, TurnPort
+from longshift.restoring import Place, Restorer
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ TIME_SLICE = timedelta(seconds=5)
 """How long a lease is kept from turn to turn of one session before others get their chance."""
 UNKNOWN_AGENT = timedelta(seconds=5)
 """Pause before a session whose agent this worker does not have is offered to others again."""
+AWAY = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds before each attempt to restore a context again while Postgres or the object store is away; the last repeats."""
+STORE_AWAY = timedelta(seconds=5)
+"""Pause before a session whose next turn's input could not be fetched is tried again, by whichever worker."""
 
 
 class Stop(StrEnum):
@@ -117,6 +122,13 @@ class Run:
         """The grace is over: leave now, whatever is running."""
         self.stop(Stop.DRAIN)
 
+    async def within(self, seconds: float) -> Stop | None:
+        """Why the runner looks up in this time, if it does, while no agent runs."""
+        assert self._nudge is not None
+        if not self.draining:
+            await asyncio.wait({self._nudge}, timeout=seconds)
+        return self._nudge.result() if self._nudge.done() else Stop.DRAIN if self.draining else None
+
     async def looked_up(self) -> Stop:
         assert self._nudge is not None
         return await asyncio.shield(self._nudge)
@@ -135,6 +147,7 @@ class Runner:
         self._outside = outside
         self._agents = agents
         self._queues = frozenset(queues)
+        self._restorer = Restorer(outside)
 
     async def run_session(self, run: Run, record: TurnRecord | None) -> None:
         """Run the session's turns, one after another, as long as the lease is kept."""
@@ -162,12 +175,23 @@ class Runner:
         if agent is None:
             await self._defer(run, record)
             return None
-        started = await self._start(run.lease, agent, record)
+        try:
+            record, pointer = await given(record, self._reads(record))
+            lost: ValueLost | None = None
+        except Unavailable as error:
+            await self._postpone(run.lease, record, error)
+            return None
+        except ValueLost as error:
+            pointer, lost = Pointer.gone(record.input_artifact), error
+        ends = run.lease.seq, run.lease.event_id
+        started = await self._start(run.lease, agent, record, pointer)
         if started is None:
             return await self._next(run.lease)
         run.started = True
-        execution = await self._restore(run, record, started=started)
-        stop, result = await self._drive(run, agent, execution)
+        if lost is not None:
+            return await self._finish(run, record, failed(lost.code, str(lost), **lost.details))
+        restored = await self._restore(run, record, pointer, ends=ends, started=started)
+        stop, result = (restored, None) if isinstance(restored, Stop) else await self._drive(run, agent, restored)
         match stop:
             case Stop.LOST:
                 raise LeaseLost("the lease is gone")
@@ -188,7 +212,7 @@ class Runner:
     async def _run_turn_or_give_up(self, run: Run, record: TurnRecord) -> TurnRecord | None:
         try:
             return await self._run_turn(run, record)
-        except (InvalidInput, ValueError, RecursionError) as error:
+        except (InvalidInput, ArtifactCorrupt, NotFound, ValueError, RecursionError) as error:
             return await self._give_up(run, record, error)
 
     async def _give_up(self, run: Run, record: TurnRecord, error: Exception) -> TurnRecord | None:
@@ -211,10 +235,21 @@ class Runner:
             )
         await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
 
-    async def _start(self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord) -> datetime | None:
+    def _reads(self, record: TurnRecord) -> Callable[[UUID], Awaitable[bytes]]:
+        return partial(self._outside.cold.read, tenant_id=record.tenant_id)
+
+    async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
+        """The turn's input cannot be fetched: it waits where it is, holding no worker, and can be cancelled and expire."""
+        extra = {"turn_id": record.id.hex, "reason": str(error)}
+        logger.warning("a turn waits for the artifact store", extra=extra)
+        await self._give_back(lease, delay=STORE_AWAY, queue=record.queue)
+
+    async def _start(
+        self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord, pointer: Pointer | None
+    ) -> datetime | None:
         """Record ``turn.started`` and return its time; None if the turn ended before."""
         now = self._outside.clock.now()
-        event = begun(record, agent, now=now)
+        event = begun(record, agent, now=now, pointer=pointer)
         done = await self._outside.journal.write(
             lease, lambda seq: log.Start(lease.claim, seq, (event,), record.id, agent.version)
         )
@@ -232,18 +267,26 @@ class Runner:
         )
         return next((m for m in mail if m.turn_id == record.id), None)
 
-    async def _restore(self, run: Run, record: TurnRecord, *, started: datetime) -> Execution:
-        """The context as of the turn's start, and what is recorded of the turn."""
-        outside, lease = self._outside, run.lease
-        first_seq = record.first_seq or lease.seq
-        restored = await self._outside.asking(restore, lease.session_id, through=first_seq - 1)
-        with suppress(Unavailable):
-            await keep(outside.db, lease.claim, restored)
-        recorded: list[Event] = []
-        if record.attempts > 0 or record.continues:
-            recorded = await self._outside.asking(_recorded, record, first_seq=first_seq)
-        port = TurnPort(outside, lease, record)
-        return resumed(record, recorded, before=restored.context, port=port, now=started)
+    async def _restore(
+        self, run: Run, record: TurnRecord, pointer: Pointer | None, *, ends: Place, started: datetime
+    ) -> Execution | Stop:
+        """The turn with its context and with what is recorded of it; or why it leaves before it has them."""
+        for attempt in count():
+            try:
+                before, recorded = await self._restorer.restore(run.lease, record, ends=ends)
+                break
+            except (
+                Unavailable
+            ) as error:  # of Postgres the journal knows; a store that is away is no reason to stop others
+                if attempt == 0:
+                    logger.warning(
+                        "a turn waits for its context", extra={"turn_id": record.id.hex, "reason": str(error)}
+                    )
+            if (stop := await run.within(AWAY[min(attempt, len(AWAY) - 1)])) is not None:
+                return stop
+            await self._outside.journal.ready()
+        port = TurnPort(self._outside, run.lease, record)
+        return resumed(record, recorded, before=before, port=port, now=started, pointer=pointer)
 
     async def _drive(self, run: Run, agent: Agent[Any, Any], execution: Execution) -> tuple[Stop, Outcome | None]:
         """Let the agent run until it ends or has to leave; unwound either way when this returns."""
@@ -289,9 +332,18 @@ class Runner:
         done = await journal.write(
             lease,
             lambda seq: log.Finish(
-                lease.claim, seq, (event,), record.id, outcome.status, outcome.output, outcome.error, kept
+                lease.claim,
+                seq,
+                (event,),
+                record.id,
+                outcome.status,
+                outcome.output,
+                outcome.error,
+                kept,
+                outcome.artifact,
             ),
         )
+        self._restorer.hand_on(lease)
         self._tell(lease, record, outcome.status)
         if record.parent_turn_id is not None:
             self._outside.mailroom.child_ended(record.id)
@@ -334,14 +386,6 @@ class Runner:
     def _tell(self, lease: Lease, record: TurnRecord, status: TurnStatus) -> None:
         self._outside.notices.log_grew(lease.session_id, lease.seq)
         self._outside.notices.turn_changed(record.id, status)
-
-
-async def _recorded(db: Database, record: TurnRecord, *, first_seq: int) -> list[Event]:
-    """What the turn has recorded, after what the turns have that it retries."""
-    turns = [record.id]
-    if record.continues:
-        turns, first_seq = await retries.chain(db, record.session_id, record.root_turn_id)
-    return [event async for event in events(db, record.session_id, after=first_seq - 1, turn_ids=turns)]
 
 
 def _ended_by(mail: MailRecord) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from contextvars import copy_context
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from longshift.calling import GRANTED, Caller
 from longshift.contract import Verdict
-from longshift.errors import Diverged, InvalidInput, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
+from longshift.errors import Diverged, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
 from longshift.model import Effect, Json
+from longshift.offload import check_size, size_of
 from longshift.place import StepRun, running_step, step_place, told
 from longshift.replay import Call, Scope
 from longshift.steps import StepDefinition
@@ -71,9 +71,9 @@ class Stepper:
             await self._diverged(call, step.name, digest)
         if call.recorded is not None:
             if acts(step) and call.recorded.digest != digest:
-                raise self.execution.diverge(Diverged(step.name, place=call.key))
+                raise self.execution.give_up(Diverged(step.name, place=call.key))
             await self.execution.breathe()
-            return _replayed(scope, call, step)
+            return await self._replayed(scope, call, step)
         if not verdict.granted:
             await self._denied(step, call.key, verdict, digest=digest, scope=scope)
         return await self._run(step, call.key, args, kwargs, digest=digest, scope=scope)
@@ -108,7 +108,7 @@ class Stepper:
                 try:
                     tried = await self._tries(step, key, args, kwargs, attempt=attempt + 1, scope=scope)
                     if not isinstance(tried, Pause):
-                        event, value, now = self._completed(key, step, digest, tried, started=started)
+                        event, value, now = await self._completed(key, step, digest, tried, started=started)
                 except Exception as error:
                     await self._failed(key, step, digest, error, scope=scope)
                     raise _failure(step, error) from error
@@ -200,24 +200,28 @@ class Stepper:
         self.execution.loop.call_soon_threadsafe(begin)
         return call()
 
-    def _completed(
+    async def _completed(
         self, key: str, step: StepDefinition, digest: str, tried: tuple[Any, int], *, started: datetime
     ) -> tuple[NewEvent, Any, datetime]:
         """The record, the result as every replay will see it, and when that was."""
         value, attempts = tried
-        result = step.encode(value)
-        value = step.decode(result)  # before it is recorded: what cannot be read back would fail every replay
+        laid = self.calls.laid_out(key)
+        if laid is None:
+            result = step.encode(value)
+            value = step.decode(result)  # before it is recorded: what cannot be read back would fail every replay
         now = self.execution.port.clock.now()
         facts: dict[str, Json] = {"name": step.name, "digest": digest, "at": now.isoformat(), "ms": _ms(now - started)}
         if attempts > 1:
             facts["attempts"] = attempts
         facts |= self.calls.facts(key)
-        payload = f'{encode(facts)[:-1]},"result":{result}}}'
-        if (size := len(payload.encode())) > self.execution.port.max_event:
-            raise InvalidInput(
-                f"step {step.name!r} returned {size:,} bytes, more than one event may hold "
-                f"({self.execution.port.max_event:,}): return turn.artifact(...) instead"
-            )
+        what = f"the result of step {step.name!r}"
+        if laid is None:
+            beside = size_of(encode(facts)) + len(',"result":')
+            place = (key, "result")
+            laid = await self.execution.large.lay_out(result, place=place, name=step.name, what=what, beside=beside)
+        else:
+            check_size(size_of(laid.text), limits=self.execution.port, what=what)
+        payload = laid.within(facts, "result")
         return NewEvent(Kind.STEP_COMPLETED, self.execution.record.id, payload, key), value, now
 
     async def _failed(self, key: str, step: StepDefinition, digest: str, error: Exception, *, scope: Scope) -> None:
@@ -244,23 +248,24 @@ class Stepper:
         error = {"type": pause.failure.error_type, "message": pause.failure.error_message}
         await self.execution.append(Kind.STEP_RETRYING, call_key=key, payload=payload | {"error": error})
 
+    async def _replayed(self, scope: Scope, call: Call, step: StepDefinition) -> Any:
+        assert call.recorded is not None
+        payload = call.recorded.payload
+        if call.recorded.kind == Kind.STEP_COMPLETED:
+            text = await self.execution.large.text(payload, "result")
+        if "at" in payload:
+            scope.now = datetime.fromisoformat(payload["at"])
+        if call.recorded.kind == Kind.STEP_FAILED:
+            raise _recorded_failure(step, payload["error"])
+        if step.tool is not None and step.tool.told is not None and "done_at" in payload:
+            step.tool.told.done_at = datetime.fromisoformat(payload["done_at"])
+        return step.decode(text)
+
     async def _diverged(self, call: Call, name: str, digest: str) -> None:
         assert call.recorded is not None
         self.execution.replay.diverged.add(call.key)
         payload = {"name": name, "recorded": call.recorded.digest, "called": digest}
         await self.execution.append(Kind.TURN_DIVERGED, call_key=call.key, payload=payload)
-
-
-def _replayed(scope: Scope, call: Call, step: StepDefinition) -> Any:
-    assert call.recorded is not None
-    payload = call.recorded.payload
-    if "at" in payload:
-        scope.now = datetime.fromisoformat(payload["at"])
-    if call.recorded.kind == Kind.STEP_FAILED:
-        raise _recorded_failure(step, payload["error"])
-    if step.tool is not None and step.tool.told is not None and "done_at" in payload:
-        step.tool.told.done_at = datetime.fromisoformat(payload["done_at"])
-    return step.decode(json.dumps(payload["result"]))
 
 
 def acts(step: StepDefinition) -> bool:

@@ -232,10 +232,8 @@ class Turn(Keeping):
             raise WaitTimeout(f"nobody has settled {error.call} within {length}")
         why = ended.get("note") or (ended["error"] or {}).get("message", "")
         match ended["status"]:
-            case CallStatus.DONE if ended.get("artifact") is not None:
-                return json.loads(await self.read(show_id(Prefix.ARTIFACT, UUID(ended["artifact"]))))
             case CallStatus.DONE:
-                return ended["result"]
+                return json.loads(await self._execution.large.text(ended, "result"))
             case CallStatus.FAILED:
                 raise NotDone(why)
             case _:
@@ -311,8 +309,8 @@ class Turn(Keeping):
     # -- what the session keeps
 
     async def say(self, content: Json, *, role: str = "assistant") -> None:
-        """Add a message to the session's history."""
-        await self._execution.add("$say", Kind.MESSAGE_SAID, {"role": role, "content": content})
+        """Add a message to the session's history. Of a large one (32 KiB) the history shows where it is, and its beginning."""
+        await self._execution.add("$say", Kind.MESSAGE_SAID, {"role": role, "content": content}, large="content")
 
     async def summarize(self) -> bool:
         """Let a summary stand for the history's older messages now, whether the agent's budget is used up or not.

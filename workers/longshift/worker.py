@@ -22,10 +22,12 @@ from typing import Any
 from uuid import UUID
 
 from longshift.agent import Agents
+from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
 from longshift.config import Config
+from longshift.context import Tiers
 from longshift.db import leases
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
@@ -39,6 +41,7 @@ from longshift.lease import Lease
 from longshift.ledger import Ledger
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
+from longshift.metrics import Metrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
@@ -106,6 +109,7 @@ class Worker:
         self._freed = asyncio.Event()
         self._claiming = asyncio.Lock()  # held from a claim until what it won is in memory
         self._draining = False
+        self.metrics = Metrics()
         self._services: list[asyncio.Task[None]] = []
 
     # -- life
@@ -135,6 +139,8 @@ class Worker:
             self._serve(suspects=self._admit_forever())
         else:
             self._serve(claims=self._claim_forever(), sweeper=self._sweeper.run(), warden=self._warden.run())
+            if self._config.metrics_port is not None:
+                self.metrics.serve(self._config.metrics_port, host=self._config.host)
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -149,7 +155,7 @@ class Worker:
             timeout=config.database_timeout,
             name="longshift-worker",
         )
-        self._hot = Hot(config.require("redis_url"))
+        self._hot = Hot(config.require("redis_url"), context_ttl=config.hot_ttl)
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
         self._ledger = self._make_ledger(self._db, self._journal)
@@ -159,24 +165,34 @@ class Worker:
         self._notices = Notices(self._hot)
         self._mailroom = Mailroom(self._db, self._notices)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
+        cold = Cold(self._db, self._store)
         outside = Outside(
             db=self._db,
             journal=self._journal,
             notices=self._notices,
             mailroom=self._mailroom,
-            mailbox=Mailbox(self._db, self._hot, config=config, clock=self._clock),
-            cold=Cold(self._db, self._store),
+            mailbox=Mailbox(self._db, self._hot, cold=cold, config=config, clock=self._clock),
+            cold=cold,
             retrieval=self._retrieval,
             clock=self._clock,
             step_threads=self._threads[0],
             agent_threads=self._threads[1],
             step_timeout=config.step_timeout,
+            inline=config.inline,
             max_event=config.max_event,
+            max_value=config.max_value,
             ledger=self._ledger,
             underway=self._underway,
             lease_ttl=config.lease_ttl,
             lock_grace=config.lock_grace,
             is_beating=lambda: self._heartbeat.is_heard,
+            tiers=Tiers(
+                contexts=self._hot.contexts,
+                archive=Archive(self._db, cold),
+                metrics=self.metrics,
+                verify=config.hot_verify,
+                checkpoint_events=config.checkpoint_events,
+            ),
         )
         self._runner = Runner(outside, self._agents, queues=config.queues)
         self._heartbeat = heartbeat = Heartbeat(
@@ -245,9 +261,11 @@ class Worker:
         await self._underway.close(within=LAST_CALLS)
         with suppress(Unavailable):
             await self._notices.flush()
+            await self._hot.contexts.flush()  # whoever runs these sessions next will look for them
         await self._ledger.close()
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
+        await asyncio.to_thread(self.metrics.close)
         for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
         await self._store.close()

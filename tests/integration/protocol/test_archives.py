@@ -67,7 +67,10 @@ class Tiers:
 
 
 def _fields(write: log.Finish) -> dict[str, object]:
-    return {name: getattr(write, name) for name in ("claim", "seq", "events", "turn_id", "status", "output", "error", "keep")}
+    return {
+        name: getattr(write, name)
+        for name in ("claim", "seq", "events", "turn_id", "status", "output", "error", "keep")
+    }
 
 
 @pytest.fixture

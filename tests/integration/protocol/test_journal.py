@@ -262,19 +262,22 @@ async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(
 
 def _outside(stage: Stage, journal: Journal, threads: ThreadPoolExecutor, folder: Path) -> Outside:
     hot = Hot("redis://127.0.0.1:1")  # nothing is sent
+    cold = Cold(stage.db, open_store(f"file://{folder}"))
     return Outside(
         db=stage.db,
         journal=journal,
         notices=Notices(hot),
         mailroom=Mailroom(stage.db, Notices(hot)),
-        mailbox=Mailbox(stage.db, hot, config=load()),
-        cold=Cold(stage.db, open_store(f"file://{folder}")),
+        mailbox=Mailbox(stage.db, hot, cold=cold, config=load()),
+        cold=cold,
         retrieval=Retrieval(stage.db),
         clock=SYSTEM,
         step_threads=threads,
         agent_threads=threads,
         step_timeout=timedelta(seconds=5),
+        inline=1024,
         max_event=1024,
+        max_value=1024,
         ledger=Ledger(stage.db, journal),
         underway=UnderWay(SYSTEM),
         lease_ttl=timedelta(seconds=15),

@@ -11,13 +11,14 @@ store per process, opened after any fork. boto3 is imported when the first ``s3:
 """
 
 from longshift.artifacts.location import open_store
-from longshift.artifacts.spool import Digest, Spooled, spool
+from longshift.artifacts.spool import Digest, Spooled, held, spool
 from longshift.artifacts.store import ArtifactStore, object_key, read_verified, stream_verified
 
 __all__ = [
     "ArtifactStore",
     "Digest",
     "Spooled",
+    "held",
     "object_key",
     "open_store",
     "read_verified",

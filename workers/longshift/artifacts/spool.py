@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -103,6 +104,16 @@ async def spool(source: AsyncIterable[bytes], *, limit: int, executor: Executor 
         file.close()
         raise
     return Spooled(file, digest)
+
+
+async def held(data: bytes) -> Spooled:
+    """Bytes that are in memory already, with their hash; large ones are hashed off the event loop."""
+    digest = Digest()
+    if len(data) > CHUNK:
+        await asyncio.to_thread(digest.update, data)
+    else:
+        digest.update(data)
+    return Spooled(Lent(io.BytesIO(data)), digest)
 
 
 async def _batches(source: AsyncIterable[bytes], *, limit: int) -> AsyncIterator[list[bytes]]:

@@ -6,7 +6,8 @@ import asyncio
 import io
 import re
 import sys
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 from typing import IO, Protocol
@@ -41,7 +42,7 @@ class ArtifactStore(Protocol):
     async def get(self, key: str) -> bytes:
         """The whole object, in memory. ``NotFound``: there is none."""
 
-    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """Bytes ``start`` to ``end`` (excluded) in chunks; like a slice, cut at the end of the object.
 
         ``NotFound`` and ``Unavailable`` come with the first chunk; ``Unavailable`` may also come later, and the reader
@@ -127,7 +128,7 @@ class ThreadedStore:
 
         return await self._threads.run(download)
 
-    async def stream(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         check_key(key)
         check_range(start, end)
         reader = await self._threads.lend(partial(self._backend.open, key, start=start, end=end))
@@ -190,12 +191,15 @@ async def read_verified(store: ArtifactStore, key: str, *, sha256: str) -> bytes
     """
     data = await store.get(key)
     digest = Digest()
-    await asyncio.to_thread(digest.update, data)
+    if len(data) > CHUNK:
+        await asyncio.to_thread(digest.update, data)
+    else:
+        digest.update(data)
     _compare(key, digest, sha256)
     return data
 
 
-async def stream_verified(store: ArtifactStore, key: str, *, sha256: str) -> AsyncIterator[bytes]:
+async def stream_verified(store: ArtifactStore, key: str, *, sha256: str) -> AsyncGenerator[bytes, None]:
     """The object in chunks, the last of which is held back until the hash of the whole is known to be right.
 
     Raises:
@@ -204,11 +208,12 @@ async def stream_verified(store: ArtifactStore, key: str, *, sha256: str) -> Asy
     """
     digest = Digest()
     held = b""
-    async for chunk in store.stream(key):
-        if held:
-            yield held
-        digest.update(chunk)
-        held = chunk
+    async with aclosing(store.stream(key)) as chunks:
+        async for chunk in chunks:
+            if held:
+                yield held
+            digest.update(chunk)
+            held = chunk
     _compare(key, digest, sha256)
     if held:
         yield held

@@ -56,7 +56,9 @@ HOLD = text("SELECT id FROM artifacts WHERE id = ANY(CAST(:artifacts AS uuid[]))
 REFER = text("""
 INSERT INTO artifact_refs (artifact_id, session_id)
 SELECT id, :session FROM unnest(CAST(:artifacts AS uuid[])) AS a(id) ON CONFLICT DO NOTHING""")
-UNREFER = text("DELETE FROM artifact_refs WHERE session_id = :session AND artifact_id = ANY(CAST(:artifacts AS uuid[]))")
+UNREFER = text(
+    "DELETE FROM artifact_refs WHERE session_id = :session AND artifact_id = ANY(CAST(:artifacts AS uuid[]))"
+)
 ADD = text("""
 INSERT INTO archives (session_id, tenant_id, through_seq, event_id, manifest_id, context_id, events, bytes)
 VALUES (:session, :tenant, :through_seq, :event_id, :manifest_id, :context_id, :events, :bytes)
@@ -173,7 +175,13 @@ async def head(db: Database, session_id: UUID, *, tenant_id: UUID | None = None)
 
 
 async def seal(
-    db: Database, session_id: UUID, archive: ArchiveRecord, *, seen: Head, added: Collection[UUID], gone: Collection[UUID]
+    db: Database,
+    session_id: UUID,
+    archive: ArchiveRecord,
+    *,
+    seen: Head,
+    added: Collection[UUID],
+    gone: Collection[UUID],
 ) -> bool:
     """From now on ``archive`` counts for the events up to its end; False: the session has been used, or archived, since
     it was ``seen``.

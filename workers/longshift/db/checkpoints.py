@@ -1,48 +1,98 @@
-"""Checkpoints: the folded context of a session at some seq, so that a restore reads only what came after."""
+"""What a restore reads: the newest checkpoint of a session, and of the events after it those that a context shows."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
 from longshift.db.database import Database
-from longshift.events import Context
+from longshift.events import FOLDED, Context
 from longshift.model import Claim, Json
 
 KEEP = 2
-LATEST = text("""
-SELECT seq, event_id, context, octet_length(CAST(context AS text)) AS size FROM checkpoints
- WHERE session_id = :session AND seq <= :through ORDER BY seq DESC LIMIT 1""")
+PAGE = 1000
+_SHOWN = "kind IN ({})".format(", ".join(f"'{kind.value}'" for kind in sorted(FOLDED)))
+
+NEWEST = text("""
+SELECT (SELECT archived_through FROM sessions WHERE id = :session) AS archived_through,
+       c.seq, c.event_id, c.context, char_length(CAST(c.context AS text)) AS size
+  FROM (SELECT 1) AS one
+  LEFT JOIN LATERAL (SELECT * FROM checkpoints WHERE session_id = :session AND seq <= :through
+                      ORDER BY seq DESC LIMIT 1) c ON true""")
+# the first and the last, too, whatever they are: what is folded must end, and what is continued must begin, where it should
+TAIL = text(f"""
+SELECT seq, id, turn_id, kind, CASE WHEN {_SHOWN} THEN CAST(payload AS text) END AS payload FROM events
+ WHERE session_id = :session AND seq BETWEEN :first AND :through AND ({_SHOWN} OR seq IN (:first, :through))
+ ORDER BY seq LIMIT :limit""")
+ARCHIVED = text("SELECT archived_through, archived_event_id FROM sessions WHERE id = :session")
 SAVE = text(f"""
 WITH s AS (
     UPDATE sessions SET checkpoint_seq = :seq
-     WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker AND checkpoint_seq < :seq RETURNING id),
+     WHERE id = :session AND lease_epoch = :epoch AND lease_worker = :worker AND checkpoint_seq <= :seq RETURNING id),
 i AS (
-    INSERT INTO checkpoints (session_id, seq, event_id, context) SELECT s.id, :seq, :event, CAST(:context AS json) FROM s)
+    INSERT INTO checkpoints (session_id, seq, event_id, context) SELECT s.id, :seq, :event, CAST(:context AS json) FROM s
+    ON CONFLICT DO NOTHING)
 DELETE FROM checkpoints c USING s WHERE c.session_id = s.id AND c.seq < (
     SELECT min(seq) FROM (SELECT seq FROM checkpoints WHERE session_id = :session ORDER BY seq DESC LIMIT {KEEP - 1}) k)""")
 
 
-async def latest(db: Database, session_id: UUID, *, through: int) -> tuple[Context, int] | None:
-    """The newest checkpoint at or before seq ``through``, and its size in bytes."""
-    rows = await db.fetch(LATEST, {"session": session_id, "through": through})
-    if not rows:
-        return None
-    row = rows[0]
-    context = Context(row.seq, row.event_id)
-    context.messages = [_text(message) for message in row.context["history"]]
-    context.remembered = {name: _text(value) for name, value in row.context["state"].items()}
-    return context, row.size
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a restore begins with.
+
+    Attributes:
+        context, size: the newest checkpoint and the characters of its text; an empty context: there is none.
+        archived_through: events up to there are in the cold tier.
+    """
+
+    context: Context
+    size: int
+    archived_through: int
 
 
-def _text(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An event as a fold needs it; ``payload`` is JSON text, None if the event leaves no trace in a context."""
+
+    seq: int
+    id: UUID
+    turn_id: UUID | None
+    kind: str
+    payload: str | None
 
 
-async def save(db: Database, claim: Claim, context: Context) -> None:
-    """Keep ``context``, if the lease still stands; older checkpoints beyond two are removed."""
+async def ground(db: Database, session_id: UUID, *, through: int) -> Ground:
+    """The newest checkpoint at or before seq ``through``."""
+    [row] = await db.fetch(NEWEST, {"session": session_id, "through": through})
+    context = Context() if row.seq is None else _context(row)
+    return Ground(context, row.size or 0, row.archived_through or 0)
+
+
+async def tail(db: Database, session_id: UUID, *, first: int, through: int) -> AsyncIterator[Sequence[Shown]]:
+    """Of the events ``first`` to ``through``, page by page: these two, and all that a context shows."""
+    while first <= through:
+        params = {"session": session_id, "first": first, "through": through, "limit": PAGE}
+        rows = await db.fetch(TAIL, params)
+        yield [Shown(row.seq, row.id, row.turn_id, row.kind, row.payload) for row in rows]
+        if len(rows) < PAGE:
+            return
+        first = rows[-1].seq + 1
+
+
+async def archived(db: Database, session_id: UUID) -> tuple[int, UUID | None]:
+    """Where the archived part of a log ends: (seq, event id)."""
+    rows = await db.fetch(ARCHIVED, {"session": session_id})
+    return (rows[0].archived_through, rows[0].archived_event_id) if rows else (0, None)
+
+
+async def save(db: Database, claim: Claim, context: Context) -> int:
+    """Keep ``context``, if the lease still stands; older checkpoints beyond two are removed. The characters of its text."""
+    whole = _whole(context)
     await db.execute(
         SAVE,
         {
@@ -51,11 +101,23 @@ async def save(db: Database, claim: Claim, context: Context) -> None:
             "worker": claim.worker_id,
             "seq": context.seq,
             "event": context.event_id,
-            "context": _whole(context),
+            "context": whole,
         },
     )
+    return len(whole)
+
+
+def _context(row: Row[Any]) -> Context:
+    context = Context(row.seq, row.event_id)
+    context.messages = [_text(message) for message in row.context["history"]]
+    context.remembered = {name: _text(value) for name, value in row.context["state"].items()}
+    return context
 
 
 def _whole(context: Context) -> str:
     state = ",".join(f"{_text(name)}:{value}" for name, value in context.remembered.items())
     return f'{{"history":[{",".join(context.messages)}],"state":{{{state}}}}}'
+
+
+def _text(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -27,10 +27,13 @@ s AS (
     SELECT :session, p.tenant_id, :queue, 1, 1, clock_timestamp(), clock_timestamp() FROM p
     ON CONFLICT DO NOTHING RETURNING id, tenant_id),
 t AS (
-    INSERT INTO turns (id, session_id, tenant_id, position, status, agent, queue, input, root_turn_id, parent_turn_id,
-                       deadline, metadata)
-    SELECT :id, s.id, s.tenant_id, 1, 'queued', :agent, :queue, CAST(:input AS json), :id, :parent, :deadline,
-           CAST(:metadata AS jsonb) FROM s RETURNING id)
+    INSERT INTO turns (id, session_id, tenant_id, position, status, agent, queue, input, input_artifact, root_turn_id,
+                       parent_turn_id, deadline, metadata)
+    SELECT :id, s.id, s.tenant_id, 1, 'queued', :agent, :queue, CAST(:input AS json), :input_artifact, :id, :parent,
+           :deadline, CAST(:metadata AS jsonb) FROM s RETURNING id),
+f AS (
+    INSERT INTO artifact_refs (artifact_id, session_id)
+    SELECT CAST(:input_artifact AS uuid), s.id FROM s WHERE CAST(:input_artifact AS uuid) IS NOT NULL)
 SELECT EXISTS (SELECT 1 FROM p) AS held, EXISTS (SELECT 1 FROM t) AS made""")
 
 # a turn takes the children over of the turns that it retries
@@ -81,7 +84,8 @@ async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim)
         "session": session_id,
         "agent": turn.agent,
         "queue": turn.queue,
-        "input": encode(turn.input),
+        "input": encode(turn.input) if turn.input_artifact is None else None,
+        "input_artifact": turn.input_artifact,
         "deadline": turn.deadline,
         "metadata": encode(turn.metadata),
     }
@@ -113,6 +117,7 @@ async def retry(
         again = replace(
             turn,
             input=old.input,  # and not what the agent would ask for today: the child goes on with what it has begun
+            input_artifact=old.input_artifact,
             retry_of=before,
             root_turn_id=old.root_turn_id if old.attempts or old.root_turn_id != before else None,
         )

@@ -78,7 +78,9 @@ OPEN_OF_TENANT = text("""
 SELECT id FROM turns WHERE tenant_id = :tenant AND status IN ('scheduled', 'queued', 'running', 'waiting') LIMIT :limit""")
 REVOKE_KEYS = text("""
 UPDATE api_keys SET revoked_at = coalesce(revoked_at, clock_timestamp()) WHERE tenant_id = :tenant""")
-_OF_TENANT = """DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE tenant_id = :tenant LIMIT :limit))"""
+_OF_TENANT = (
+    """DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE tenant_id = :tenant LIMIT :limit))"""
+)
 PURGE_TENANT = {name: text(_OF_TENANT.format(table=name)) for name in ("turns", "batches", "idempotency", "api_keys")}
 REMOVE_TENANT = text("DELETE FROM tenants WHERE id = :tenant")
 TENANTS = text("""

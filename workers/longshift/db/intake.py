@@ -59,6 +59,9 @@ SELECT r.id, r.session_id, :tenant, r.position, CASE WHEN r.position IS NULL THE
               CAST(:traceparent AS text[]), CAST(:metadata AS text[]), CAST(:parent AS uuid[]), CAST(:input_artifact AS uuid[]))
        AS r(id, session_id, position, agent, agent_version, queue, input, root, retry_of, run_after, deadline, batch_index,
             custom_id, traceparent, metadata, parent_turn_id, input_artifact)""")
+REFER = text("""
+INSERT INTO artifact_refs (artifact_id, session_id)
+SELECT * FROM unnest(CAST(:artifact AS uuid[]), CAST(:session AS uuid[])) ON CONFLICT DO NOTHING""")
 ADD_BATCH = text("""
 INSERT INTO batches (id, tenant_id, total, metadata) VALUES (:id, :tenant, :total, CAST(:metadata AS jsonb))""")
 ADD_SESSION = text("""
@@ -204,7 +207,7 @@ async def add_turns(
             "agent": [t.agent for t in turns],
             "version": [t.agent_version for t in turns],
             "queue": [t.queue for t in turns],
-            "input": [encode(t.input) for t in turns],
+            "input": [encode(t.input) if t.input_artifact is None else None for t in turns],
             "root": [t.root_turn_id for t in turns],
             "retry_of": [t.retry_of for t in turns],
             "run_after": [t.run_after for t in turns],
@@ -217,6 +220,9 @@ async def add_turns(
             "input_artifact": [t.input_artifact for t in turns],
         },
     )
+    large = [(e.turn.input_artifact, e.session_id) for e in chunk if e.turn.input_artifact is not None]
+    if large:
+        await tx.execute(REFER, {"artifact": [a for a, _ in large], "session": [s for _, s in large]})
 
 
 async def create_session(

@@ -69,6 +69,16 @@ CONSUME = text("UPDATE mail SET consumed_at = clock_timestamp(), turn_id = :turn
 ANSWERED = text("""
 SELECT a.id FROM mail m JOIN approvals a ON a.session_id = m.session_id AND a.turn_id = m.turn_id AND a.name = m.name
  WHERE m.id = :id AND a.answered_at BETWEEN m.created_at AND m.consumed_at""")
+
+
+def _pointer(artifact: str) -> str:
+    """What wait.ended says of a large output or result; null: it is not large."""
+    found = f"FROM artifacts x WHERE x.id = {artifact}"
+    return f"""CASE WHEN {artifact} IS NOT NULL THEN json_build_object(
+              'id', replace(CAST({artifact} AS text), '-', ''), 'size', coalesce((SELECT x.size {found}), 0),
+              'sha256', coalesce((SELECT x.sha256 {found}), '')) END"""
+
+
 # One statement, so that what is found and ``mail_seq`` are of one moment. Whether the caller still holds the session does not
 # matter: what it makes of this is fenced.
 LOOK = text(f"""
@@ -91,14 +101,15 @@ SELECT a.place - 1 AS place, s.mail_seq, s.urgent, f.id, f.value
                                   'by', 'key_' || replace(CAST(p.answered_by AS text), '-', '')) END
       FROM approvals p WHERE a.kind = 'approval' AND p.id = a.ref AND coalesce(p.answered_at, p.closed_at) IS NOT NULL
     UNION ALL
-    SELECT t.id, t.ended_at, json_build_object('reason', 'child', 'status', t.status, 'output', t.output, 'error', t.error)
+    SELECT t.id, t.ended_at, json_build_object('reason', 'child', 'status', t.status, 'output', t.output, 'error', t.error,
+                                               'artifact', {_pointer("t.output_artifact")})
       FROM turns c CROSS JOIN LATERAL (  -- the child, or the newest turn that retries it: they share their parent
             SELECT * FROM turns n WHERE n.session_id = c.session_id AND n.parent_turn_id IS NOT DISTINCT FROM c.parent_turn_id
              ORDER BY n.position DESC LIMIT 1) t
      WHERE a.kind = 'child' AND c.id = a.ref AND t.status IN ('succeeded', 'failed', 'cancelled', 'expired')
     UNION ALL
     SELECT c.id, c.ended_at, json_build_object('reason', 'call', 'status', c.status, 'result', c.result, 'error', c.error,
-                                               'artifact', c.artifact_id, 'note', c.note)
+                                               'artifact', {_pointer("c.artifact_id")}, 'note', c.note)
       FROM tool_calls c WHERE a.kind = 'call' AND c.id = a.ref AND c.session_id = a.session_id
                           AND c.status NOT IN ('started', 'unknown')) f ON true
  ORDER BY a.place, f.created_at, f.id""")

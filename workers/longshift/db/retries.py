@@ -21,7 +21,7 @@ from longshift.errors import Conflict, NotFound
 from longshift.model import NewTurn, Prefix, TurnStatus, show_id
 
 TURN = text("""
-SELECT id, session_id, root_turn_id, agent, queue, input, metadata, traceparent, attempts,
+SELECT id, session_id, root_turn_id, agent, queue, input, input_artifact, metadata, traceparent, attempts,
        parent_turn_id FROM turns
  WHERE id = :turn AND tenant_id = :tenant""")
 CHAIN = text("""
@@ -88,6 +88,7 @@ def _again(old: Row[Any], *, agent_version: str | None, deadline: datetime | Non
     return NewTurn(
         agent=old.agent,
         input=old.input,
+        input_artifact=old.input_artifact,
         queue=old.queue,
         agent_version=agent_version,
         deadline=deadline,

@@ -15,7 +15,8 @@ has started. Everybody else writes mail (``turns`` that never started, ``mail``)
     whoever started a tool call     its outcome in tool_calls, also after losing the lease: that removes doubt
     operator, by the API            approvals (answer), tool_calls (settle)
     sweeper         sessions (rescue, dispatched_at), turns (scheduled -> queued, expire before the start), workers (dead_at);
-                    of sessions without open turns everything: archive, expiry; blobs and artifacts that nothing refers to
+                    of sessions without open turns everything: archive, expiry; blobs and artifacts that nothing refers to,
+                    garbage
     supervisor      workers (dead_at, crashed: of a process that it saw end), sessions (rescue)
     worker          workers (its own row), agents
 
@@ -70,6 +71,7 @@ NOW = func.clock_timestamp()
 OPEN = "status IN ('scheduled', 'queued', 'running', 'waiting')"
 
 epochs = Sequence("epochs", metadata=metadata)
+generations = Sequence("generations", start=2, metadata=metadata)  # an object is never written under an old name again
 
 tenants = Table(
     "tenants",
@@ -359,8 +361,7 @@ checkpoints = Table(
     PrimaryKeyConstraint("session_id", "seq"),
 )
 
-# The bytes themselves. A writer touches the row before it decides whether to upload; the collector marks it, deletes the
-# object of that generation, then removes the row. Whoever touches a marked row starts the next generation.
+# The bytes themselves, as long as anybody relies on them or is about to; db/files.py says how writers and the collector meet.
 blobs = Table(
     "blobs",
     metadata,
@@ -369,18 +370,37 @@ blobs = Table(
     Column("size", BigInteger, nullable=False),
     Column(
         "generation",
-        Integer,
+        BigInteger,
+        generations,
         nullable=False,
-        server_default="1",
-        comment="grows when a collected object is written again",
+        server_default=generations.next_value(),
+        comment="part of the object's key, and never used twice: an object written again after it was collected is another",
     ),
-    Column("state", Text, nullable=False, server_default="live", comment="live or deleting"),
     Column(
         "stored", Boolean, nullable=False, server_default="false", comment="an upload of this generation has succeeded"
     ),
-    Column("touched_at", Moment, nullable=False, server_default=NOW),
+    Column(
+        "orphan_since",
+        Moment,
+        server_default=NOW,
+        comment="since when no artifact points to it and nobody has touched it; NULL: one does",
+    ),
     PrimaryKeyConstraint("tenant_id", "sha256"),
-    Index("ix_blobs_touched_at", "touched_at"),
+    Index("ix_blobs_orphan_since", "orphan_since", postgresql_where=text("orphan_since IS NOT NULL")),
+)
+
+# Objects that nobody can rely on any more. The row outlives the object for a while: an upload may still be on its way.
+garbage = Table(
+    "garbage",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("since", Moment, nullable=False, server_default=NOW),
+    Column("swept", Boolean, nullable=False, server_default="false", comment="the object was deleted once"),
+    PrimaryKeyConstraint("tenant_id", "sha256", "generation"),
+    Index("ix_garbage_since", "swept", "since"),
 )
 
 artifacts = Table(
@@ -392,9 +412,17 @@ artifacts = Table(
     Column("size", BigInteger, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("name", Text, nullable=False),
+    Column(
+        "referenced",
+        Boolean,
+        nullable=False,
+        server_default="false",
+        comment="a session refers to it, with the last of which it goes; false: nobody has looked yet, see db/collection.py",
+    ),
     Column("created_at", Moment, nullable=False, server_default=NOW),
     Index("ix_artifacts_tenant", "tenant_id", "id"),
     Index("ix_artifacts_blob", "tenant_id", "sha256"),
+    Index("ix_artifacts_loose", "created_at", postgresql_where=text("NOT referenced")),
 )
 
 artifact_refs = Table(

@@ -28,6 +28,7 @@ from longshift.events import Event
 from longshift.model import Json, new_id
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
 from longshift.testing.ledger import Ledger
+from longshift.testing.outside import submitted
 from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Post, Time, World
@@ -152,11 +153,12 @@ async def arun(
         now=now,
         until=now + deadline,
     )
+    shelf = artifacts if artifacts is not None else {}
     if retry is not None:
         record = retried(record, retry, log)
+        shelf.update(retry.shelf)
     post = Post(signals or {}, approve or {}, settle or {})
-    kept = artifacts if artifacts is not None else {}
-    world = World(record, log, kept, time, faults, post=post, ledger=ledger, passages=passages)
+    world = World(submitted(record, shelf), log, shelf, time, faults, post=post, ledger=ledger, passages=passages)
     return await rehearse(agent, world, fake=fake or {})
 
 

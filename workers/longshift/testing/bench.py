@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
@@ -15,7 +15,7 @@ from uuid import UUID
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from longshift.agent import Agent
-from longshift.attempt import Outcome, begun, call, failed, left, resumed, stopped, unwind
+from longshift.attempt import Outcome, begun, call, failed, given, left, resumed, stopped, unwind
 from longshift.contract import Cause
 from longshift.ending import end
 from longshift.errors import LeaseLost, UsageError
@@ -48,7 +48,8 @@ class Result(Generic[O]):
         events: what the turn has added to the log.
         attempts: how often it started: 1, one more for each crash, and one more for each sleep that left the worker.
         calls: how often the function of each step was called, retries included, by the step's name.
-        artifacts: what it kept, by name; of several with one name, the last.
+        artifacts: what it kept, by name; of several with one name, the last. With its large values: ``output.json``,
+            ``<step>.json``.
         deltas: what it emitted.
         unused: keys of recorded steps that the last attempt did not ask for: the code between steps takes another way
             on a replay than it did before.
@@ -57,6 +58,7 @@ class Result(Generic[O]):
         points: every point at which ``crash_at`` and ``pause_at`` make a difference.
         late: what a stale writer did although it had been refused. Only an agent that catches ``BaseException`` can.
         unread: payloads of the signals that nobody has consumed, by name.
+        shelf: all artifacts, by ``art_...`` id: what a retry goes on from.
     """
 
     status: TurnStatus
@@ -73,6 +75,7 @@ class Result(Generic[O]):
     tool_calls: tuple[ToolCallRecord, ...]
     points: tuple[str, ...]
     value: O | None
+    shelf: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def output(self) -> O:
@@ -177,12 +180,13 @@ class Attempt:
         record = world.record
         now = outside.clock.now()
         try:
-            await outside.write(begun(record, self._bench.agent, now=now))
+            record, pointer = await given(record, outside.get_artifact)
+            await outside.write(begun(record, self._bench.agent, now=now, pointer=pointer))
             recorded = world.earlier  # that of turns before it that it retries
             if record.attempts:
                 recorded = [*recorded, *world.events]  # whoever was stopped meanwhile sees what came since
             before = fold(world.log[: world.first], start=Context())
-            execution = resumed(record, recorded, before=before, port=outside, now=now, make=Rehearsal)
+            execution = resumed(record, recorded, before=before, port=outside, now=now, pointer=pointer, make=Rehearsal)
             assert isinstance(execution, Rehearsal)
             execution.outside, execution.fakes, execution.calls = outside, self._bench.fakes, self._bench.calls
             outcome = await self._drive(execution)
@@ -328,7 +332,8 @@ class Bench:
         world = self.world
         ending = self.endings[world.log[-1].id]
         outcome = ending.outcome
-        value = self.agent.output.validate_json(outcome.output) if outcome.output is not None else None
+        output = outcome.output if outcome.artifact is None else world.text_of(outcome.artifact)
+        value = self.agent.output.validate_json(output) if output is not None else None
         return Result(
             status=outcome.status,
             error=json.loads(outcome.error) if outcome.error is not None else None,
@@ -344,6 +349,7 @@ class Bench:
             tool_calls=tuple(world.ledger),
             points=tuple(world.points),
             value=value,
+            shelf=world.artifacts,
         )
 
 
@@ -368,8 +374,9 @@ async def rehearse(agent: Agent[I, O], world: World, *, fake: Fakes) -> Result[O
 async def _rehearsed(agent: Agent[Any, Any], world: World, fakes: Fakes) -> Mapping[str, Json]:
     """How a child of its own world ends, as wait.ended says it."""
     result = await rehearse(agent, world, fake=fakes)
-    output = json.loads(agent.output.dump_json(result.value, by_alias=True)) if result.error is None else None
-    return {"reason": "child", "status": result.status.value, "output": output, "error": result.error}
+    said = result.events[-1].payload
+    ended = {"reason": "child", "status": result.status.value, "error": result.error}
+    return {**ended, "output": said.get("output"), "artifact": said.get("artifact")}
 
 
 def named(fakes: Fakes) -> dict[Callable[..., Any] | str, Any]:

@@ -14,6 +14,7 @@ from longshift.agent import Agent
 from longshift.contract import NewChild
 from longshift.errors import UsageError
 from longshift.model import Json, TurnStatus
+from longshift.testing.outside import submitted
 from longshift.testing.world import Post, Time, World
 
 Fakes = Mapping[Any, Any]
@@ -60,11 +61,13 @@ class Children:
             agent=agent.name,
             agent_version=agent.version,
             input=child.input,
+            input_artifact=None,
             attempts=0,
             metadata=child.metadata,
             deadline=child.deadline,
         )
-        return World(record, [], here.artifacts, Time(here.time.clock), post=Post(approve=here.post.approve))
+        post = Post(approve=here.post.approve)
+        return World(submitted(record, here.artifacts), [], here.artifacts, Time(here.time.clock), post=post)
 
 
 async def _faked(child: NewChild, fake: Any) -> Mapping[str, Json]:

@@ -43,8 +43,10 @@ FAST: Mapping[str, object] = {
     "sweep": 0.1,
     "rering": 0.5,
     "drain_grace": 10,
+    "hot_verify": 1,
 }
-"""Settings of every process unless others are given: a dead worker is noticed within two seconds."""
+"""Settings of every process unless others are given: a dead worker is noticed within two seconds, and no context is taken
+from a copy that is not compared with the log."""
 API = ("longshift_api",)
 SUPERVISED: tuple[str, ...] = ("longshift.cli", "worker")
 WORKER = (*SUPERVISED, "--no-supervisor")

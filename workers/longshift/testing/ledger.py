@@ -34,6 +34,7 @@ class Ledger:
     """Calls of tools by their key; give one to several runs of a session, and read it afterwards."""
 
     def __init__(self) -> None:
+        self.artifacts: dict[str, bytes] = {}  # large results, and what else their turns kept
         self._rows: dict[UUID, ToolCallRecord] = {}
 
     def __iter__(self) -> Iterator[ToolCallRecord]:

@@ -7,9 +7,10 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -27,8 +28,20 @@ from longshift.contract import (
     RecallScope,
 )
 from longshift.errors import ControlFlow, LeaseLost, NotFound, UsageError
-from longshift.events import NewEvent
-from longshift.model import CallOutcome, CallStatus, Json, NewCall, Prefix, ToolCallRecord, parse_id, show_id
+from longshift.events import NewEvent, encode
+from longshift.model import (
+    CallOutcome,
+    CallStatus,
+    Json,
+    NewCall,
+    Prefix,
+    ToolCallRecord,
+    TurnRecord,
+    parse_id,
+    show_id,
+)
+from longshift.offload import Pointer
+from longshift.replay import derived_id
 from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
 from longshift.underway import UnderWay
@@ -52,7 +65,9 @@ class Outside:
 
     step_timeout = timedelta(minutes=10)
     lease_ttl: timedelta = Config.model_fields["lease_ttl"].default
+    inline: int = Config.model_fields["inline"].default
     max_event: int = Config.model_fields["max_event"].default
+    max_value: int = Config.model_fields["max_value"].default
 
     def __init__(self, world: World, *, epoch: int, threads: ThreadPoolExecutor) -> None:
         self.world, self.epoch = world, epoch
@@ -271,12 +286,13 @@ class Outside:
     async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
         await self.awake()
         identity = show_id(Prefix.ARTIFACT, artifact_id)
-        self.world.artifacts[identity] = self.world.kept[name] = data
+        self.world.artifacts[identity] = self.world.ledger.artifacts[identity] = self.world.kept[name] = data
         sha256 = hashlib.sha256(data).hexdigest()
         return Artifact(id=identity, name=name, size=len(data), sha256=sha256, content_type=content_type)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
-        for identity, data in self.world.artifacts.items():
+        await self.awake()
+        for identity, data in (self.world.ledger.artifacts | dict(self.world.artifacts)).items():
             if parse_id(Prefix.ARTIFACT, identity) == artifact_id:
                 return data
         raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
@@ -302,6 +318,16 @@ class Outside:
         return sorted(found, key=lambda p: (-p.score, p.session_id, p.source, p.ordinal))[:limit]
 
 
+def submitted(record: TurnRecord, artifacts: MutableMapping[str, bytes]) -> TurnRecord:
+    """The turn as it is accepted: a large input goes to the artifacts."""
+    data = encode(record.input).encode()
+    if len(data) <= Outside.inline:
+        return record
+    identity = derived_id(record.id, "input")
+    artifacts[show_id(Prefix.ARTIFACT, identity)] = data
+    return replace(record, input=None, input_artifact=identity)
+
+
 def _ended(call: ToolCallRecord) -> Mapping[str, Json]:
     """What a wait for the outcome of a call records of it."""
     return {
@@ -309,7 +335,7 @@ def _ended(call: ToolCallRecord) -> Mapping[str, Json]:
         "status": call.status.value,
         "result": call.result,
         "error": call.error,
-        "artifact": call.artifact_id.hex if call.artifact_id is not None else None,
+        "artifact": Pointer(call.artifact_id, 0, "").facts if call.artifact_id is not None else None,
         "note": call.note,
     }
 

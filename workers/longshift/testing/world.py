@@ -220,6 +220,10 @@ class World:
         chain = chain_of(self.log, self.record.retry_of)
         return [event for event in self.log[: self.first] if event.turn_id in chain]
 
+    def text_of(self, artifact_id: UUID) -> str:
+        """A large value."""
+        return self.artifacts[show_id(Prefix.ARTIFACT, artifact_id)].decode()
+
     @property
     def ended(self) -> bool:
         """Whether the terminal event is durable; it counts even if the worker died right after it."""

@@ -83,6 +83,7 @@ def _turns() -> None:
 
 
 def _blobs() -> None:
+    op.execute("CREATE SEQUENCE generations START 2")  # whatever was stored so far has generation 1
     op.create_table(
         "blobs",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
@@ -90,12 +91,12 @@ def _blobs() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column(
             "generation",
-            sa.Integer(),
-            server_default="1",
+            sa.BigInteger(),
+            server_default=sa.text("nextval('generations')"),
             nullable=False,
-            comment="grows when a collected object is written again",
+            comment="part of the object's key, and never used twice: an object written again after it was collected is"
+            " another",
         ),
-        sa.Column("state", sa.Text(), server_default="live", nullable=False, comment="live or deleting"),
         sa.Column(
             "stored",
             sa.Boolean(),
@@ -103,18 +104,49 @@ def _blobs() -> None:
             nullable=False,
             comment="an upload of this generation has succeeded",
         ),
-        sa.Column("touched_at", MOMENT, server_default=NOW, nullable=False),
+        sa.Column(
+            "orphan_since",
+            MOMENT,
+            server_default=NOW,
+            comment="since when no artifact points to it and nobody has touched it; NULL: one does",
+        ),
         sa.PrimaryKeyConstraint("tenant_id", "sha256", name=op.f("pk_blobs")),
     )
-    op.create_index("ix_blobs_touched_at", "blobs", ["touched_at"])
+    op.create_index(
+        "ix_blobs_orphan_since", "blobs", ["orphan_since"], postgresql_where=sa.text("orphan_since IS NOT NULL")
+    )
     op.execute(
-        "INSERT INTO blobs (tenant_id, sha256, size, generation, stored)"
-        " SELECT DISTINCT ON (tenant_id, sha256) tenant_id, sha256, size, generation, true FROM artifacts"
+        "INSERT INTO blobs (tenant_id, sha256, size, generation, stored, orphan_since)"
+        " SELECT DISTINCT ON (tenant_id, sha256) tenant_id, sha256, size, generation, true, NULL FROM artifacts"
         " ORDER BY tenant_id, sha256, generation DESC"
     )
     for name in ("generation", "state", "touched_at"):
         op.drop_column("artifacts", name)
+    op.add_column(
+        "artifacts",
+        sa.Column(
+            "referenced",
+            sa.Boolean(),
+            server_default="false",
+            nullable=False,
+            comment="a session refers to it, with the last of which it goes; false: nobody has looked yet, see"
+            " db/collection.py",
+        ),
+    )
+    op.execute("UPDATE artifacts SET referenced = true")  # nobody has written down by which sessions: they are kept
     op.create_index("ix_artifacts_blob", "artifacts", ["tenant_id", "sha256"])
+    op.create_index("ix_artifacts_loose", "artifacts", ["created_at"], postgresql_where=sa.text("NOT referenced"))
+    op.create_table(
+        "garbage",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("since", MOMENT, server_default=NOW, nullable=False),
+        sa.Column("swept", sa.Boolean(), server_default="false", nullable=False, comment="the object was deleted once"),
+        sa.PrimaryKeyConstraint("tenant_id", "sha256", "generation", name=op.f("pk_garbage")),
+    )
+    op.create_index("ix_garbage_since", "garbage", ["swept", "since"])
     op.create_table(
         "artifact_refs",
         sa.Column("artifact_id", sa.Uuid(), nullable=False),
@@ -148,7 +180,10 @@ def _archives() -> None:
 def downgrade() -> None:
     op.drop_table("archives")
     op.drop_table("artifact_refs")
+    op.drop_table("garbage")
+    op.drop_index("ix_artifacts_loose", table_name="artifacts")
     op.drop_index("ix_artifacts_blob", table_name="artifacts")
+    op.drop_column("artifacts", "referenced")
     op.add_column(
         "artifacts",
         sa.Column(
@@ -168,6 +203,7 @@ def downgrade() -> None:
         " WHERE b.tenant_id = a.tenant_id AND b.sha256 = a.sha256"
     )
     op.drop_table("blobs")
+    op.execute("DROP SEQUENCE generations")
     op.drop_column("turns", "output_artifact")
     op.drop_column("turns", "input_artifact")
     op.drop_column("session_details", "ttl")
