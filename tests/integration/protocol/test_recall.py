@@ -380,3 +380,12 @@ async def test_workers_that_start_together_make_the_table_once(stage: Stage) -> 
 def test_an_embedder_that_is_not_there_is_a_wrong_setting(name: str) -> None:
     with pytest.raises(ConfigError, match="LONGSHIFT_EMBEDDER"):
         load_embedder(name)
+
+
+@pytest.mark.parametrize("query", ["it's", "a\\b 'c", "x:* & !y | (z", "https://a.b/c\\d?e='f'", "''", "%s :tenant", "<->"])
+async def test_no_query_is_read_as_syntax(stage: Stage, query: str) -> None:
+    words, claim = Retrieval(stage.db), await held(stage)
+    await index(words, claim, f"anchor {query} harbour", "something else")
+    for tenant in (False, True):
+        assert "something else" not in texts(await recall(words, claim, query, tenant=tenant))
+        assert texts(await recall(words, claim, f"{query} anchor", tenant=tenant)) == [f"anchor {query} harbour"]
