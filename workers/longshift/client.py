@@ -32,12 +32,15 @@ from longshift.answers import (
     ArtifactInfo,
     ArtifactUrlInfo,
     BatchInfo,
+    DeletedInfo,
     EventInfo,
+    MovedInfo,
     SessionInfo,
     SignalInfo,
     StepInfo,
     ToolCallInfo,
     TurnInfo,
+    ValueInfo,
 )
 from longshift.clock import SYSTEM, Clock
 from longshift.errors import Unavailable
@@ -45,6 +48,7 @@ from longshift.model import TERMINAL, Json, OnBusy, Prefix, Settlement, new_id
 from longshift.transport import (
     CHUNK,
     PATIENCE,
+    Check,
     Frame,
     Transport,
     file_chunks,
@@ -64,13 +68,16 @@ __all__ = [
     "ArtifactUrlInfo",
     "BatchInfo",
     "Client",
+    "DeletedInfo",
     "EventInfo",
     "Frame",
+    "MovedInfo",
     "SessionInfo",
     "SignalInfo",
     "StepInfo",
     "ToolCallInfo",
     "TurnInfo",
+    "ValueInfo",
 ]
 
 T = TypeVar("T")
@@ -115,6 +122,53 @@ class Client:
         found: SessionInfo = await self._wire.get(path_of(session_id, Prefix.SESSION))
         return found
 
+    def sessions(self) -> AsyncIterator[SessionInfo]:
+        """Newest first."""
+        return self._wire.pages("/v1/sessions", {})
+
+    async def archive(self, session_id: str) -> MovedInfo:
+        """Move the events of an idle session to the cold tier.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        moved: MovedInfo = await self._wire.post(f"{path_of(session_id, Prefix.SESSION)}/archive", {})
+        return moved
+
+    async def restore(self, session_id: str) -> MovedInfo:
+        """Put its archived events back into Postgres.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        moved: MovedInfo = await self._wire.post(f"{path_of(session_id, Prefix.SESSION)}/restore", {})
+        return moved
+
+    async def delete_session(self, session_id: str) -> DeletedInfo:
+        """Delete a session with all that it has, in all tiers; what was removed.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        response = await self._wire.request("DELETE", path_of(session_id, Prefix.SESSION))
+        removed: DeletedInfo = response.json()
+        return removed
+
+    async def export(self, session_id: str) -> AsyncIterator[tuple[str, bytes]]:
+        """All that is known of a session: the type of each line, and the line with its end; checked as it comes.
+
+        Raises:
+            Unavailable: it was cut off; what has come is not all.
+            InvalidInput: it is not what was sent.
+        """
+        check = Check()
+        async with self._wire.stream(f"{path_of(session_id, Prefix.SESSION)}/export") as response:
+            async for line in lines(response):
+                text = line.encode() + b"\n"
+                yield check.add(text), text
+        if not check.whole:
+            raise Unavailable(f"the export of {session_id} was cut off: try again")
+
     # -- turns
 
     async def submit(
@@ -155,7 +209,10 @@ class Client:
     async def wait(
         self, turn_id: str, *, timeout: timedelta | None = None, on_change: Callable[[TurnInfo], None] | None = None
     ) -> TurnInfo:
-        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes."""
+        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes.
+
+        A large output may be missing in it: ``output`` has it in any case.
+        """
         path = path_of(turn_id, Prefix.TURN)
         end = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
         response = await self._wire.request("GET", path)
@@ -169,6 +226,13 @@ class Client:
             if turn["status"] in TERMINAL or left <= 0:
                 return turn
             response = await self._wire.patiently(partial(self._changed, path, tag, left))
+
+    async def output(self, turn: TurnInfo) -> Json:
+        """The output of a turn, downloaded if it is too large for the API's answer (1 MiB)."""
+        large = turn["output_artifact"]
+        if turn["output"] is not None or large is None:
+            return turn["output"]
+        return json.loads(b"".join([chunk async for chunk in self.download(large["id"])]))
 
     async def cancel(self, id_: str, *, reason: str | None = None) -> TurnInfo | BatchInfo:
         """Ask a turn, or every open turn of a batch, to end."""

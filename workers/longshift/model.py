@@ -9,7 +9,7 @@ Identifiers are UUIDs of version 7, written for people as ``<prefix>_<32 hex dig
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -264,7 +264,10 @@ class SessionRecord:
     last_seq: int
     metadata: Mapping[str, str]
     created_at: datetime
-    expires_at: datetime | None
+    active_at: datetime  # of what happened last, about: made, claimed, or a turn ended
+    ttl: timedelta | None  # its own; None: as the fleet is set up
+    expires_at: datetime | None  # not before this; later, if it is used until then
+    archived_through: int  # events up to here are in the cold tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,4 +375,4 @@ class NewTurn:
     retry_of: UUID | None = None
     root_turn_id: UUID | None = None  # None: it begins a chain of its own
     input_artifact: UUID | None = None  # where the input is, if it is too large for a row; ``input`` is None then
-    artifacts: Collection[UUID] = ()  # that an input names which is not in a row: its session keeps them
+    named: frozenset[UUID] = frozenset()  # artifacts that such an input names

@@ -84,11 +84,6 @@ class Pointer:
         identity = parse_id(Prefix.ARTIFACT, recorded["id"])
         return cls(identity, recorded["size"], recorded["sha256"], recorded.get("preview", ""))
 
-    @classmethod
-    def gone(cls, artifact_id: UUID | None) -> Pointer:
-        """To a value of which nothing is known any more."""
-        return cls(artifact_id or UUID(int=0), 0, "")
-
     @property
     def facts(self) -> dict[str, Json]:
         """What an event says of it."""

@@ -12,16 +12,17 @@ from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from longshift.artifacts import Spooled
-from longshift.catalogue import Draft
+from longshift.catalogue import Draft, Elsewhere
 from longshift.clock import Clock
 from longshift.cold import Cold
 from longshift.context import Tiers
 from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question, RecallScope
 from longshift.db import approvals, children, tool_calls
 from longshift.db.database import Database
+from longshift.db.files import named_in
 from longshift.db.passages import Reach
 from longshift.errors import LeaseLost, Unavailable
-from longshift.events import NewEvent
+from longshift.events import NewEvent, encode
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
@@ -148,14 +149,15 @@ class TurnPort:
         catalogue = await self._outside.mailbox.catalogue(wanted=(child.agent, None))
         draft = Draft(agent=child.agent, input=child.input, deadline=child.deadline, metadata=child.metadata)
         turn = catalogue.new_turn(draft, now=self.clock.now())
-        return replace(
+        turn = replace(
             turn,
             id=child.id,
             parent_turn_id=self._record.id,
             queue=child.queue or turn.queue,
-            input=turn.input if child.input_artifact is None else None,
-            input_artifact=child.input_artifact,
         )
+        if child.input_artifact is None:
+            return turn
+        return Elsewhere(child.input_artifact, frozenset(named_in(encode(child.input)))).of(turn)
 
     def _lost(self) -> NoReturn:
         self._outside.journal.lose(self._lease)

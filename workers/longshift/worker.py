@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 from longshift.agent import Agents
+from longshift.aging import Aging
 from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
@@ -40,6 +41,7 @@ from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
+from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.metrics import Metrics
@@ -143,6 +145,7 @@ class Worker:
                 claims=self._claim_forever(),
                 sweeper=self._sweeper.run(),
                 collector=self._collector.run(),
+                aging=self._aging.run(),
                 warden=self._warden.run(),
             )
             if self._config.metrics_port is not None:
@@ -172,6 +175,7 @@ class Worker:
         self._mailroom = Mailroom(self._db, self._notices)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
         cold = Cold(self._db, self._store)
+        archive = Archive(self._db, cold)
         outside = Outside(
             db=self._db,
             journal=self._journal,
@@ -194,7 +198,7 @@ class Worker:
             is_beating=lambda: self._heartbeat.is_heard,
             tiers=Tiers(
                 contexts=self._hot.contexts,
-                archive=Archive(self._db, cold),
+                archive=archive,
                 metrics=self.metrics,
                 verify=config.hot_verify,
                 checkpoint_events=config.checkpoint_events,
@@ -222,6 +226,8 @@ class Worker:
             cold, leads=lambda: heartbeat.leader, keep_uploads=config.keep_uploads, metrics=self.metrics
         )
         self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=self._clock)
+        lifecycle = Lifecycle(self._db, cold, archive, self._hot.contexts)
+        self._aging = Aging(self._db, lifecycle, leads=lambda: heartbeat.leader, config=config, clock=self._clock)
 
     def _serve(self, **services: Coroutine[Any, Any, None]) -> None:
         for name, service in services.items():

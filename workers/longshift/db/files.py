@@ -36,7 +36,7 @@ from longshift.artifacts import object_key
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import Conflict, NotFound
-from longshift.model import ArtifactRecord, Prefix, new_id, show_id
+from longshift.model import ArtifactRecord, NewTurn, Prefix, new_id, show_id
 
 _NAMED = re.compile(rf"\b{Prefix.ARTIFACT}_([0-9a-f]{{32}})\b")
 _COLUMNS = "a.id, a.tenant_id, a.sha256, a.size, a.content_type, a.name, a.created_at"
@@ -216,6 +216,14 @@ async def find_all(db: Database, ids: Collection[UUID], *, tenant_id: UUID) -> d
 def named_in(written: str) -> set[UUID]:
     """The artifacts that are named in a JSON text, wherever in it."""
     return {UUID(digits) for digits in _NAMED.findall(written)}
+
+
+def kept_by(turn: NewTurn, written: str) -> set[UUID]:
+    """The artifacts that a new turn lets its session keep: what its input names, and the input itself if it is large.
+    ``written``: the input as it stands in its row."""
+    if turn.input_artifact is not None:
+        return {turn.input_artifact, *turn.named}
+    return named_in(written)
 
 
 async def refer(tx: AsyncConnection, named: Iterable[tuple[UUID, Collection[UUID]]], *, tenant_id: UUID) -> None:
