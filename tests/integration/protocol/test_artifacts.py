@@ -339,6 +339,14 @@ async def test_an_upload_that_outlasts_the_collection_of_its_blob_leaves_nothing
     assert await cold.read(kept, tenant_id=stage.tenant) == TEXT
 
 
+async def test_what_is_discarded_again_is_deleted_again(stage: Stage, shelf: Shelf) -> None:
+    blob = await files.touch(stage.db, HASH, tenant_id=stage.tenant, size=len(TEXT))
+    await cold_of(stage, shelf, grace=NOW).collect(keep_uploads=LONG)
+    assert await collection.fresh(stage.db, limit=10) == []
+    await files.discard(stage.db, HASH, tenant_id=stage.tenant, generation=blob.generation, size=len(TEXT))
+    assert len(await collection.fresh(stage.db, limit=10)) == 1
+
+
 async def test_a_long_upload_is_not_taken_for_abandoned(stage: Stage, shelf: Shelf) -> None:
     cold = Cold(stage.db, shelf, grace=LONG, renew=timedelta(milliseconds=10))
     session = await session_of(stage)
