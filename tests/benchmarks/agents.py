@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Literal
 
@@ -201,3 +202,15 @@ async def listener(turn: Turn, name: str) -> float:
     """Seconds from the moment that the signal says to its next line."""
     sent: float = await turn.wait_for(name)
     return time.time() - sent
+
+
+@agent("haul")
+async def haul(turn: Turn, mebibytes: int) -> int:
+    """The bytes of an artifact made of a stream, read back."""
+
+    async def source() -> AsyncIterator[bytes]:
+        yield turn.id.encode().ljust(1024 * 1024, b".")
+        for _ in range(mebibytes - 1):
+            yield bytes(1024 * 1024)
+
+    return sum([len(chunk) async for chunk in turn.stream(await turn.artifact("hauled", source()))])
