@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
@@ -22,8 +23,21 @@ from longshift.db.database import Database
 from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.hot import Hot
+from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
-from longshift_api import agents, approvals, artifacts, batches, events, health, problems, sessions, tool_calls, turns
+from longshift_api import (
+    agents,
+    approvals,
+    artifacts,
+    batches,
+    events,
+    health,
+    lives,
+    problems,
+    sessions,
+    tool_calls,
+    turns,
+)
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
@@ -66,7 +80,7 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (sessions, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
+    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)
@@ -105,7 +119,18 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         mailbox = Mailbox(db, hot, cold=cold, config=config, clock=clock)
         stack.push_async_callback(mailbox.close)
         keyring = Keyring(db, clock=clock)
-        edge = Edge(config=config, clock=clock, db=db, hot=hot, cold=cold, mailbox=mailbox, keyring=keyring)
+        archive = Archive(db, cold)
+        edge = Edge(
+            config=config,
+            clock=clock,
+            db=db,
+            hot=hot,
+            cold=cold,
+            archive=archive,
+            lifecycle=Lifecycle(db, cold, archive, hot.contexts),
+            mailbox=mailbox,
+            keyring=keyring,
+        )
         stack.push_async_callback(_end_probes, edge)
         yield edge
 

@@ -193,7 +193,10 @@ class SessionView(Shown):
     last_seq: int = Field(description="seq of the newest event")
     metadata: dict[str, str]
     created_at: datetime
-    expires_at: datetime | None
+    active_at: datetime = Field(description="when it was last made use of, about")
+    ttl: float | None = Field(description="seconds for which it is kept after that; null: as the fleet is set up")
+    expires_at: datetime | None = Field(description="deleted not before this; later, if it is used until then")
+    archived_through: int = Field(description="events up to this seq are in the cold tier; 0: none")
     links: dict[str, str]
 
     @classmethod
@@ -208,9 +211,38 @@ class SessionView(Shown):
             last_seq=session.last_seq,
             metadata=dict(session.metadata),
             created_at=session.created_at,
+            active_at=session.active_at,
+            ttl=session.ttl.total_seconds() if session.ttl is not None else None,
             expires_at=session.expires_at,
+            archived_through=session.archived_through,
             links={"self": here, "events": f"{here}/events", "turns": f"/v1/turns?session_id={session_id}"},
         )
+
+
+class MovedView(Shown):
+    """What an archiving, or a restore, has moved."""
+
+    session_id: str = Field(examples=[SESSION_ID])
+    events: int = Field(description="that were moved by this request")
+    archived_through: int = Field(description="events up to this seq are in the cold tier now; 0: none")
+    bytes: int = Field(description="that they take there, compressed")
+
+
+class DeletedView(Shown):
+    """What a deletion has removed, of all tiers."""
+
+    session_id: str = Field(examples=[SESSION_ID])
+    turns: int
+    events: int = Field(description="of the log, archived ones included")
+    tool_calls: int
+    approvals: int
+    mail: int = Field(description="signals and the like")
+    checkpoints: int
+    passages: int
+    artifacts: int = Field(description="that no other session refers to; those of its archive included")
+    blobs: int = Field(description="objects of the store that no other artifact shares")
+    bytes: int = Field(description="of these objects")
+    complete: bool = Field(description="false: a part of the service was away; the rest is removed when it is back")
 
 
 class BatchView(Shown):

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import AwareDatetime
 
-from longshift.db import steps, views
+from longshift.db import views
 from longshift.db.views import TurnFilter
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound
 from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id
@@ -215,7 +215,7 @@ async def turn_steps(
     """The recorded steps of a turn that runs, waits or has ended, however it ended, and of the turns that it retries."""
     only(request, ("after", "limit"))
     turn = await _find(edge, caller, turn_id)
-    found = await steps.steps(edge.db, turn, after=after, limit=limit + 1)
+    found = await edge.archive.steps(turn, after=after, limit=limit + 1)
     page = found[:limit]
     following = page[-1].seq if page else after
     data = [StepView.of(step) for step in page]
@@ -246,7 +246,9 @@ async def _view(edge: Edge, turn: TurnRecord, *, whole: bool = False) -> TurnVie
         turn,
         values=known,
         blocked_by=await views.blocked_by(edge.db, turn.id) if queued else None,
-        waiting_for=await steps.waiting_for(edge.db, turn) if turn.status is TurnStatus.WAITING else None,
+        waiting_for=await edge.archive.waiting_for(turn, now=edge.clock.now())
+        if turn.status is TurnStatus.WAITING
+        else None,
     )
 
 

@@ -27,6 +27,32 @@ class SessionInfo(TypedDict):
     last_seq: int
     metadata: dict[str, str]
     created_at: str
+    active_at: str  # when it was last made use of, about
+    ttl: float | None  # seconds; None: as the fleet is set up
+    expires_at: str | None  # not before this
+    archived_through: int  # events up to here are in the cold tier
+
+
+class MovedInfo(TypedDict):
+    session_id: str
+    events: int
+    archived_through: int
+    bytes: int
+
+
+class DeletedInfo(TypedDict):
+    session_id: str
+    turns: int
+    events: int
+    tool_calls: int
+    approvals: int
+    mail: int
+    checkpoints: int
+    passages: int
+    artifacts: int
+    blobs: int
+    bytes: int
+    complete: bool
 
 
 class WaitInfo(TypedDict):

@@ -31,7 +31,9 @@ from longshift.answers import (
     ApprovalInfo,
     ArtifactInfo,
     BatchInfo,
+    DeletedInfo,
     EventInfo,
+    MovedInfo,
     SessionInfo,
     SignalInfo,
     StepInfo,
@@ -45,6 +47,7 @@ from longshift.model import TERMINAL, Json, OnBusy, Prefix, Settlement, new_id
 from longshift.transport import (
     CHUNK,
     PATIENCE,
+    Check,
     Frame,
     Transport,
     file_chunks,
@@ -63,8 +66,10 @@ __all__ = [
     "ArtifactInfo",
     "BatchInfo",
     "Client",
+    "DeletedInfo",
     "EventInfo",
     "Frame",
+    "MovedInfo",
     "SessionInfo",
     "SignalInfo",
     "StepInfo",
@@ -114,6 +119,53 @@ class Client:
     async def session(self, session_id: str) -> SessionInfo:
         found: SessionInfo = await self._wire.get(path_of(session_id, Prefix.SESSION))
         return found
+
+    def sessions(self) -> AsyncIterator[SessionInfo]:
+        """Newest first."""
+        return self._wire.pages("/v1/sessions", {})
+
+    async def archive(self, session_id: str) -> MovedInfo:
+        """Move the events of an idle session to the cold tier.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        moved: MovedInfo = await self._wire.post(f"{path_of(session_id, Prefix.SESSION)}/archive", {})
+        return moved
+
+    async def restore(self, session_id: str) -> MovedInfo:
+        """Put its archived events back into Postgres.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        moved: MovedInfo = await self._wire.post(f"{path_of(session_id, Prefix.SESSION)}/restore", {})
+        return moved
+
+    async def delete_session(self, session_id: str) -> DeletedInfo:
+        """Delete a session with all that it has, in all tiers; what was removed.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        response = await self._wire.request("DELETE", path_of(session_id, Prefix.SESSION))
+        removed: DeletedInfo = response.json()
+        return removed
+
+    async def export(self, session_id: str) -> AsyncIterator[tuple[str, bytes]]:
+        """All that is known of a session: the type of each line, and the line with its end; checked as it comes.
+
+        Raises:
+            Unavailable: it was cut off; what has come is not all.
+            InvalidInput: it is not what was sent.
+        """
+        check = Check()
+        async with self._wire.stream(f"{path_of(session_id, Prefix.SESSION)}/export") as response:
+            async for line in lines(response):
+                text = line.encode() + b"\n"
+                yield check.add(text), text
+        if not check.whole:
+            raise Unavailable(f"the export of {session_id} was cut off: try again")
 
     # -- turns
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, check_times, entries
@@ -238,16 +238,25 @@ class Mailbox:
         *,
         tenant_id: UUID,
         metadata: Mapping[str, str] | None = None,
+        ttl: timedelta | None = None,
         idempotency: Idempotency | None = None,
     ) -> tuple[UUID, bool]:
         """The session's id and whether it is new; a client that chooses the id may repeat the request.
+
+        ``ttl``: how long it is kept after its last activity; None: as the fleet is set up.
 
         Raises:
             NotFound: the id belongs to somebody else, or to a deleted session.
             IdempotencyMismatch: the key was used with another body.
         """
         return await intake.create_session(
-            self._db, session_id or new_id(), tenant_id=tenant_id, metadata=metadata or {}, idempotency=idempotency
+            self._db,
+            session_id or new_id(),
+            tenant_id=tenant_id,
+            metadata=metadata or {},
+            ttl=ttl,
+            default_ttl=self._config.session_ttl,
+            idempotency=idempotency,
         )
 
     async def cancel_turn(self, turn_id: UUID, *, tenant_id: UUID, reason: str = "cancelled by a client") -> TurnRecord:
@@ -265,6 +274,10 @@ class Mailbox:
         if turn is None:
             raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
         return turn
+
+    async def cancel_turns(self, turn_ids: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
+        """Ask many turns to end; those that have ended stay as they are."""
+        await self._end(turn_ids, tenant_id=tenant_id, reason=reason)
 
     async def cancel_batch(
         self, batch_id: UUID, *, tenant_id: UUID, reason: str = "batch cancelled by a client"

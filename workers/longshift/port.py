@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
+from longshift.artifacts import Spooled
 from longshift.catalogue import Draft, Elsewhere
 from longshift.clock import Clock
 from longshift.cold import Cold
@@ -187,7 +189,7 @@ class TurnPort:
         soon = self.clock.monotonic() - since < outside.lock_grace.total_seconds()
         return soon and not self._lease.lost and outside.journal.is_open and outside.is_beating()
 
-    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
+    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes | Spooled, content_type: str) -> Artifact:
         record, _ = await self._outside.cold.put(
             data,
             tenant_id=self._record.tenant_id,
@@ -199,7 +201,23 @@ class TurnPort:
         return shown(record)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
-        return await self._outside.cold.read(artifact_id, tenant_id=self._record.tenant_id)
+        return await self._outside.cold.read(
+            artifact_id, tenant_id=self._record.tenant_id, session_id=self._record.session_id
+        )
+
+    async def stream_artifact(
+        self, artifact_id: UUID, *, start: int, end: int | None, pause: Callable[[Unavailable], Awaitable[None]]
+    ) -> AsyncGenerator[bytes, None]:
+        cold, tenant, session = self._outside.cold, self._record.tenant_id, self._record.session_id
+        record = None
+        while record is None:
+            try:
+                record = await cold.find(artifact_id, tenant_id=tenant, session_id=session)
+            except Unavailable as error:
+                await pause(error)
+        async with aclosing(cold.stream(record, start=start, end=end, pause=pause)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
         retrieval, numbers = self._outside.retrieval, range(len(texts)) if ordinals is None else ordinals

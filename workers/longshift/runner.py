@@ -265,13 +265,10 @@ class Runner:
             try:
                 before, recorded = await self._restorer.restore(run.lease, record, ends=ends)
                 break
-            except (
-                Unavailable
-            ) as error:  # of Postgres the journal knows; a store that is away is no reason to stop others
+            except Unavailable as error:  # not told to the journal: an object store that is away shall not stop others
                 if attempt == 0:
-                    logger.warning(
-                        "a turn waits for its context", extra={"turn_id": record.id.hex, "reason": str(error)}
-                    )
+                    waiting = {"turn_id": record.id.hex, "reason": str(error)}
+                    logger.warning("a turn waits for its context", extra=waiting)
             if (stop := await run.within(AWAY[min(attempt, len(AWAY) - 1)])) is not None:
                 return stop
             await self._outside.journal.ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,14 @@ def put(text: str) -> None:
     """A line of data."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def put_bytes(data: bytes) -> None:
+    """Bytes as they are; decoded for a caller in this process that takes text only."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.buffer.write(data)
+    else:
+        sys.stdout.write(data.decode())
 
 
 def put_json(value: object, *, pretty: bool = False) -> None:

@@ -66,8 +66,20 @@ def put_approval(approval: ApprovalInfo) -> None:
 
 
 def put_session(session: SessionInfo) -> None:
-    keys = ("id", "status", "open_turns", "turns", "last_seq", "created_at", "metadata")
-    put_facts({key: session.get(key) for key in keys})
+    keys = (
+        "id",
+        "status",
+        "open_turns",
+        "turns",
+        "last_seq",
+        "created_at",
+        "active_at",
+        "ttl",
+        "expires_at",
+        "metadata",
+    )
+    archived: dict[str, Json] = {"archived_through": session["archived_through"] or None}
+    put_facts({key: session.get(key) for key in keys} | archived)
 
 
 async def with_output(client: Client, turn: TurnInfo) -> TurnInfo:

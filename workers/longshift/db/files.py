@@ -207,6 +207,12 @@ async def find(
     return _record(rows[0])
 
 
+async def find_all(db: Database, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+    """Those of ``ids`` that the tenant has."""
+    rows = await db.fetch(FIND_ALL, {"ids": list(ids), "tenant": tenant_id})
+    return {row.id: _record(row) for row in rows}
+
+
 def named_in(written: str) -> set[UUID]:
     """The artifacts that are named in a JSON text, wherever in it."""
     return {UUID(digits) for digits in _NAMED.findall(written)}
@@ -231,12 +237,6 @@ async def refer(tx: AsyncConnection, named: Iterable[tuple[UUID, Collection[UUID
         artifacts, sessions = zip(*pairs, strict=True)
         params = {"tenant": tenant_id, "artifact": list(artifacts), "session": list(sessions)}
         await tx.execute(REFER_ALL, params)
-
-
-async def find_all(db: Database, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
-    """Those of ``ids`` that the tenant has."""
-    rows = await db.fetch(FIND_ALL, {"ids": list(ids), "tenant": tenant_id})
-    return {row.id: _record(row) for row in rows}
 
 
 def _record(row: Row[Any]) -> ArtifactRecord:

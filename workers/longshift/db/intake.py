@@ -63,11 +63,12 @@ SELECT r.id, r.session_id, :tenant, r.position, CASE WHEN r.position IS NULL THE
 ADD_BATCH = text("""
 INSERT INTO batches (id, tenant_id, total, metadata) VALUES (:id, :tenant, :total, CAST(:metadata AS jsonb))""")
 ADD_SESSION = text("""
-INSERT INTO sessions (id, tenant_id, queue) VALUES (:id, :tenant, 'default') ON CONFLICT DO NOTHING RETURNING id""")
+INSERT INTO sessions (id, tenant_id, queue, expires_at)
+VALUES (:id, :tenant, 'default', clock_timestamp() + CAST(:ttl AS interval)) ON CONFLICT DO NOTHING RETURNING id""")
 OWNED = text("SELECT 1 FROM sessions WHERE id = :id AND tenant_id = :tenant AND deleted_at IS NULL")
 ADD_DETAILS = text("""
-INSERT INTO session_details (session_id, metadata) VALUES (:id, CAST(:metadata AS jsonb))
-ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata""")
+INSERT INTO session_details (session_id, metadata, ttl) VALUES (:id, CAST(:metadata AS jsonb), :ttl)
+ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata, ttl = excluded.ttl""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +230,13 @@ async def create_session(
     *,
     tenant_id: UUID,
     metadata: Mapping[str, str],
+    ttl: timedelta | None = None,
+    default_ttl: timedelta | None = None,
     idempotency: Idempotency | None = None,
 ) -> tuple[UUID, bool]:
     """The session's id, and whether it is new: a client may choose the id and repeat the request.
+
+    ``ttl``: how long it is kept after its last activity; None: as the fleet is set up, which is ``default_ttl``.
 
     Raises:
         NotFound: the id belongs to somebody else, or to a deleted session.
@@ -242,9 +247,10 @@ async def create_session(
             known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=session_id)
             if known is not None:
                 return known, False
-        made = (await tx.execute(ADD_SESSION, {"id": session_id, "tenant": tenant_id})).first() is not None
+        params = {"id": session_id, "tenant": tenant_id, "ttl": ttl if ttl is not None else default_ttl}
+        made = (await tx.execute(ADD_SESSION, params)).first() is not None
         if not made and (await tx.execute(OWNED, {"id": session_id, "tenant": tenant_id})).first() is None:
             raise NotFound(f"{show_id(Prefix.SESSION, session_id)} cannot be used: choose another id")
-        if made and metadata:
-            await tx.execute(ADD_DETAILS, {"id": session_id, "metadata": encode(metadata)})
+        if made and (metadata or ttl is not None):
+            await tx.execute(ADD_DETAILS, {"id": session_id, "metadata": encode(metadata), "ttl": ttl})
     return session_id, made
