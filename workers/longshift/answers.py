@@ -62,6 +62,14 @@ class WaitInfo(TypedDict):
     until: str | None
 
 
+class ValueInfo(TypedDict):
+    id: str  # of an artifact
+    size: int | None
+    sha256: str | None
+    preview: str | None
+    links: dict[str, str]
+
+
 class TurnInfo(TypedDict):
     id: str
     session_id: str
@@ -69,7 +77,9 @@ class TurnInfo(TypedDict):
     agent: str
     agent_version: str | None
     input: Json
-    output: Json
+    input_artifact: ValueInfo | None
+    output: Json  # null, if it is large and cannot be shown: see Client.output
+    output_artifact: ValueInfo | None
     error: dict[str, Any] | None
     attempts: int
     created_at: str
@@ -124,6 +134,7 @@ class StepInfo(TypedDict):
     name: str
     status: str  # completed, failed
     result: Json
+    artifact: ValueInfo | None
     error: dict[str, Any] | None
     attempts: int | None
     ms: int | None

@@ -39,6 +39,7 @@ from longshift.answers import (
     StepInfo,
     ToolCallInfo,
     TurnInfo,
+    ValueInfo,
 )
 from longshift.clock import SYSTEM, Clock
 from longshift.errors import Unavailable
@@ -74,6 +75,7 @@ __all__ = [
     "StepInfo",
     "ToolCallInfo",
     "TurnInfo",
+    "ValueInfo",
 ]
 
 T = TypeVar("T")
@@ -205,7 +207,10 @@ class Client:
     async def wait(
         self, turn_id: str, *, timeout: timedelta | None = None, on_change: Callable[[TurnInfo], None] | None = None
     ) -> TurnInfo:
-        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes."""
+        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes.
+
+        A large output may be missing in it: ``output`` has it in any case.
+        """
         path = path_of(turn_id, Prefix.TURN)
         end = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
         response = await self._wire.request("GET", path)
@@ -219,6 +224,13 @@ class Client:
             if turn["status"] in TERMINAL or left <= 0:
                 return turn
             response = await self._wire.patiently(partial(self._changed, path, tag, left))
+
+    async def output(self, turn: TurnInfo) -> Json:
+        """The output of a turn, downloaded if it is too large for the API's answer (1 MiB)."""
+        large = turn["output_artifact"]
+        if turn["output"] is not None or large is None:
+            return turn["output"]
+        return json.loads(b"".join([chunk async for chunk in self.download(large["id"])]))
 
     async def cancel(self, id_: str, *, reason: str | None = None) -> TurnInfo | BatchInfo:
         """Ask a turn, or every open turn of a batch, to end."""

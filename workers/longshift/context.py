@@ -221,6 +221,8 @@ async def _hot(db: Database, wanted: Wanted, claim: Claim, tiers: Tiers, context
             if verified is not restored:
                 await contexts.drop(key, found)
             return verified
+        if restored is None:
+            return None
         reason = restored
     else:
         reason = found.reason
@@ -229,15 +231,18 @@ async def _hot(db: Database, wanted: Wanted, claim: Claim, tiers: Tiers, context
     return None
 
 
-async def _continued(db: Database, wanted: Wanted, fold: Fold) -> Restored | str:
-    """A copy and what came after it; or what is wrong with it."""
+async def _continued(db: Database, wanted: Wanted, fold: Fold) -> Restored | str | None:
+    """A copy and what came after it; or what is wrong with it; None: what came after it is archived."""
     context = fold.context
     if context.seq > wanted.through:
         return "ahead"
     if context.seq == wanted.through and wanted.event_id is not None:
         return Restored(fold, Tier.HOT) if context.event_id == wanted.event_id else "history"
-    rows = await _extend(db, wanted, fold, prove=True)
-    if rows < 0:
+    try:
+        rows = await _extend(db, wanted, fold, prove=True)
+    except _Gone:
+        return None
+    except _OtherHistory:
         return "history"
     wanted.check(context)
     return Restored(fold, Tier.HOT, rows)
@@ -246,22 +251,40 @@ async def _continued(db: Database, wanted: Wanted, fold: Fold) -> Restored | str
 async def _extend(db: Database, wanted: Wanted, fold: Fold, *, prove: bool = False) -> int:
     """Fold in what came after; the rows read for it.
 
-    ``prove``: read the event at which the fold stands as well; -1, and nothing folded in, if the log has another one there.
+    ``prove``: read the event at which the fold stands as well.
+
+    Raises:
+        _OtherHistory, _Gone: there is no such proof, and nothing was folded in.
     """
-    place, proven, rows = (fold.context.seq, fold.context.event_id), not prove, 0
-    async for page in checkpoints.tail(db, wanted.session_id, first=place[0] + (not prove), through=wanted.through):
-        if not proven:
-            if not page or page[0].seq != place[0]:
-                proven = await checkpoints.archived(db, wanted.session_id) == place
-            else:
-                proven, page = (page[0].seq, page[0].id) == place, page[1:]
-                rows += 1
-            if not proven:
-                return -1
+    seq, rows = fold.context.seq, 0
+    async for page in checkpoints.tail(db, wanted.session_id, first=seq if prove else seq + 1, through=wanted.through):
+        rows += len(page)
+        if prove and page and page[0].seq == seq:
+            if page[0].id != fold.context.event_id:
+                raise _OtherHistory
+            page = page[1:]
+        elif prove:
+            await _prove_by_archive(db, wanted, fold)
+        prove = False
         for event in page:
             fold.add(event.seq, event.id, kind=event.kind, payload=event.payload, turn_id=event.turn_id)
-        rows += len(page)
     return rows
+
+
+async def _prove_by_archive(db: Database, wanted: Wanted, fold: Fold) -> None:
+    through, event_id = await checkpoints.archived(db, wanted.session_id)
+    if through > fold.context.seq:
+        raise _Gone
+    if not fold.is_at(through, event_id):
+        raise _OtherHistory
+
+
+class _OtherHistory(Exception):
+    """The log has another event where the copy ends."""
+
+
+class _Gone(Exception):
+    """The event at which the copy ends is archived, and so is what came after it."""
 
 
 # -- drift

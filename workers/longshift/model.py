@@ -375,3 +375,4 @@ class NewTurn:
     retry_of: UUID | None = None
     root_turn_id: UUID | None = None  # None: it begins a chain of its own
     input_artifact: UUID | None = None  # where the input is, if it is too large for a row; ``input`` is None then
+    named: frozenset[UUID] = frozenset()  # artifacts that such an input names

@@ -16,7 +16,6 @@ from uuid import UUID
 
 from longshift.context import events, keep, restore
 from longshift.db import retries
-from longshift.db.database import Database
 from longshift.errors import Unavailable
 from longshift.events import FOLDED, Context, Event
 from longshift.lease import Fold, Lease
@@ -54,7 +53,7 @@ class Restorer:
         fold = await self._before(lease, through=first_seq - 1, event_id=ends[1] if ends[0] == first_seq - 1 else None)
         recorded: list[Event] = []
         if record.attempts > 0 or record.continues:
-            recorded = await _recorded(self._outside.db, record, first_seq=first_seq)
+            recorded = await self._recorded(record, first_seq=first_seq)
         before = fold.context.copy()  # the turn's own, from now on
         lease.rebase(fold)
         if record.first_seq is not None:
@@ -91,6 +90,15 @@ class Restorer:
             self._copy(lease, restored.fold)
         return restored.fold
 
+    async def _recorded(self, record: TurnRecord, *, first_seq: int) -> list[Event]:
+        """What the turn has recorded, after what the turns have that it retries: these may be archived."""
+        db, archive, session, turns = self._outside.db, self._tiers.archive, record.session_id, [record.id]
+        if record.continues:
+            turns, first_seq = await retries.chain(db, session, record.root_turn_id)
+            if archive is not None:
+                return [event async for event in archive.events(session, after=first_seq - 1, turn_ids=turns)]
+        return [event async for event in events(db, session, after=first_seq - 1, turn_ids=turns)]
+
     def _copy(self, lease: Lease, fold: Fold) -> None:
         if self._tiers.contexts is not None:
             key = lease.claim.tenant_id, lease.session_id
@@ -108,11 +116,3 @@ def _continued(fold: Fold, recorded: Sequence[Event], *, record: TurnRecord, lea
         payload = json.dumps(event.payload, ensure_ascii=False, separators=(",", ":")) if event.kind in FOLDED else None
         fold.add(event.seq, event.id, kind=event.kind, payload=payload, turn_id=event.turn_id)
     return fold if fold.is_at(lease.seq, lease.event_id) else None
-
-
-async def _recorded(db: Database, record: TurnRecord, *, first_seq: int) -> list[Event]:
-    """What the turn has recorded, after what the turns have that it retries."""
-    turns = [record.id]
-    if record.continues:
-        turns, first_seq = await retries.chain(db, record.session_id, record.root_turn_id)
-    return [event async for event in events(db, record.session_id, after=first_seq - 1, turn_ids=turns)]

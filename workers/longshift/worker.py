@@ -27,6 +27,7 @@ from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
+from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
 from longshift.db import leases
@@ -143,6 +144,7 @@ class Worker:
             self._serve(
                 claims=self._claim_forever(),
                 sweeper=self._sweeper.run(),
+                collector=self._collector.run(),
                 aging=self._aging.run(),
                 warden=self._warden.run(),
             )
@@ -220,6 +222,9 @@ class Worker:
         )
         self._worker_id = heartbeat.worker_id
         self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=lambda: heartbeat.leader, config=config)
+        self._collector = Collector(
+            cold, leads=lambda: heartbeat.leader, keep_uploads=config.keep_uploads, metrics=self.metrics
+        )
         self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=self._clock)
         lifecycle = Lifecycle(self._db, cold, archive, self._hot.contexts)
         self._aging = Aging(self._db, lifecycle, leads=lambda: heartbeat.leader, config=config, clock=self._clock)

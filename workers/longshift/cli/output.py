@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -76,12 +76,6 @@ def progress(what: str, *, total: int | None = None) -> Iterator[Callable[[str, 
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda state, done: bar.update(task, description=state, completed=done)
-
-
-async def listed(items: AsyncIterator[Mapping[str, Json]]) -> None:
-    """JSON lines, as they come."""
-    async for item in items:
-        put_json(item)
 
 
 def _cell(text: str) -> str:

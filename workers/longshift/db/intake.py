@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from longshift.db import files
 from longshift.db.database import Database, chunks
 from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import NotFound, SessionBusy
@@ -59,9 +60,6 @@ SELECT r.id, r.session_id, :tenant, r.position, CASE WHEN r.position IS NULL THE
               CAST(:traceparent AS text[]), CAST(:metadata AS text[]), CAST(:parent AS uuid[]), CAST(:input_artifact AS uuid[]))
        AS r(id, session_id, position, agent, agent_version, queue, input, root, retry_of, run_after, deadline, batch_index,
             custom_id, traceparent, metadata, parent_turn_id, input_artifact)""")
-REFER = text("""
-INSERT INTO artifact_refs (artifact_id, session_id)
-SELECT * FROM unnest(CAST(:artifact AS uuid[]), CAST(:session AS uuid[])) ON CONFLICT DO NOTHING""")
 ADD_BATCH = text("""
 INSERT INTO batches (id, tenant_id, total, metadata) VALUES (:id, :tenant, :total, CAST(:metadata AS jsonb))""")
 ADD_SESSION = text("""
@@ -196,6 +194,7 @@ async def add_turns(
 ) -> None:
     """Insert the turns of ``chunk`` at their ``places``."""
     turns = [e.turn for e in chunk]
+    inputs = [encode(t.input) for t in turns]
     await tx.execute(
         ADD_TURNS,
         {
@@ -208,7 +207,7 @@ async def add_turns(
             "agent": [t.agent for t in turns],
             "version": [t.agent_version for t in turns],
             "queue": [t.queue for t in turns],
-            "input": [encode(t.input) if t.input_artifact is None else None for t in turns],
+            "input": inputs,
             "root": [t.root_turn_id for t in turns],
             "retry_of": [t.retry_of for t in turns],
             "run_after": [t.run_after for t in turns],
@@ -221,9 +220,8 @@ async def add_turns(
             "input_artifact": [t.input_artifact for t in turns],
         },
     )
-    large = [(e.turn.input_artifact, e.session_id) for e in chunk if e.turn.input_artifact is not None]
-    if large:
-        await tx.execute(REFER, {"artifact": [a for a, _ in large], "session": [s for _, s in large]})
+    named = ((e.session_id, files.kept_by(e.turn, written)) for e, written in zip(chunk, inputs, strict=True))
+    await files.refer(tx, named, tenant_id=tenant_id)
 
 
 async def create_session(

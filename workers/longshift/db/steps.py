@@ -56,6 +56,7 @@ class StepRecord:
     name: str
     completed: bool  # else it failed for good
     result: Json
+    artifact: Mapping[str, Json] | None  # where the result is, if it is large: {"id", "size", "sha256", "preview"}
     error: Mapping[str, Json] | None  # {"type", "message", ...}
     attempts: int | None  # None: not recorded
     ms: int | None  # how long it took, all tries together
@@ -142,6 +143,7 @@ def step_of(row: Event) -> StepRecord:
         name=payload["name"],
         completed=completed,
         result=payload.get("result"),
+        artifact=payload.get("artifact"),
         error=error,
         attempts=payload.get("attempts", 1 if completed else None),
         ms=payload.get("ms"),

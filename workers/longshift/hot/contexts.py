@@ -170,6 +170,8 @@ class Contexts:
 
     async def store(self, key: Key, context: Context, *, epoch: int, kept: Kept) -> bool:
         """The same at once; whether the copy is there now."""
+        if context.size > LARGEST:
+            return False
         answers = await self._set([key], [copies.write(context, epoch=epoch, kept=kept)])
         return answers in ([b"set"], [b"kept"])
 
