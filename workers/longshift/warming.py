@@ -74,7 +74,8 @@ class Warmer:
         tenant_id, session_id = key
         seen = await archives.head(self._db, session_id, tenant_id=tenant_id)
         cheap = seen.archived_through == 0 and seen.last_seq < DEAR
-        if seen.leased or cheap or seen.last_event_id is None:
+        waits = seen.in_use and not seen.leased
+        if not waits or cheap or seen.last_event_id is None:
             return
         restored = await restore(
             self._db, session_id, through=seen.last_seq, event_id=seen.last_event_id, tiers=self._tiers
