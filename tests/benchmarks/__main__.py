@@ -16,6 +16,7 @@ from rich.console import Console
 
 from longshift.embedded import Guardian
 from tests.benchmarks import (
+    archived,
     artifacts,
     drain,
     faults,
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "timers": timers.run,
     "idle": idle.run,
     "restore": restore.run,
+    "archived": archived.run,
     "artifacts": artifacts.run,
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(BENCHMARKS)}; default: all")]

@@ -63,6 +63,12 @@ async def latency(turn: Turn, count: int) -> list[float]:
     return took
 
 
+@agent("first")
+async def first(turn: Turn, nothing: None) -> float:
+    """When its first line runs."""
+    return time.time()
+
+
 class Beat(BaseModel):
     count: int
     seconds: float
