@@ -19,6 +19,7 @@ from tests.benchmarks import (
     drain,
     faults,
     idle,
+    long_session,
     outages,
     poison,
     recovery,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "timers": timers.run,
     "idle": idle.run,
     "restore": restore.run,
+    "long_session": long_session.run,
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(BENCHMARKS)}; default: all")]
 Short = Annotated[

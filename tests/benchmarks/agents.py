@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from longshift import Turn, agent, step
+from longshift import Budget, Turn, agent, step
 from tests.benchmarks.effects import BEGUN, DONE, note, step_name
+from tests.benchmarks.prose import answer
 
 RESULT = "x" * 256
 
@@ -201,3 +202,35 @@ async def listener(turn: Turn, name: str) -> float:
     """Seconds from the moment that the signal says to its next line."""
     sent: float = await turn.wait_for(name)
     return time.time() - sent
+
+
+# -- long sessions
+
+BUDGET = Budget(16_000)
+
+
+class Said(BaseModel):
+    """A user's message: the how-manieth, and its text."""
+
+    number: int
+    text: str
+
+
+@agent("talk")
+async def talk(turn: Turn, said: Said) -> str:
+    return answer(said.number)
+
+
+@step
+async def think(number: int) -> str:
+    return answer(number)
+
+
+@agent("talk_by_steps")
+async def talk_by_steps(turn: Turn, said: Said) -> str:
+    return await think(said.number)
+
+
+@agent("budgeted", budget=BUDGET)
+async def budgeted(turn: Turn, said: Said) -> str:
+    return answer(said.number)
