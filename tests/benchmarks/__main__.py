@@ -21,6 +21,7 @@ from tests.benchmarks import (
     drain,
     faults,
     idle,
+    long_session,
     outages,
     poison,
     recovery,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "restore": restore.run,
     "archived": archived.run,
     "artifacts": artifacts.run,
+    "long_session": long_session.run,
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(BENCHMARKS)}; default: all")]
 Short = Annotated[
