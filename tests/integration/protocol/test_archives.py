@@ -294,3 +294,28 @@ async def test_a_lease_on_an_archived_session_stands_after_an_outage(tiers: Tier
     assert standing.held
     assert (standing.last_seq, standing.last_event_id) == (won.claim.last_seq, won.claim.last_event_id)
     assert standing.last_seq == 10
+
+
+async def test_a_turn_that_comes_while_a_log_is_put_back_goes_on_at_its_end(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the archived events are in Postgres again, the last of them maybe not."""
+    monkeypatch.setattr(lifecycle_module, "PIECE", 4)
+    session = await tiers.used(await tiers.used())
+    before = await tiers.events(session)
+    await tiers.lifecycle.archive(session)
+    with monkeypatch.context() as dying:
+        dying.setattr(archives, "put_back", _once(archives.put_back))
+        with pytest.raises(Unavailable):
+            await tiers.lifecycle.restore(session)
+    assert 0 < len(await tiers.warm(session)) < len(before)
+
+    await tiers.stage.submit(session)
+    won = await tiers.stage.claim(session)
+    [standing] = (await log.standing(tiers.stage.db, [(won.claim, 11)])).values()
+    assert won.turn is not None
+    assert await log.start(tiers.stage.db, [replace(start(won.claim, won.turn.id), seq=won.claim.last_seq + 1)])
+
+    assert (won.claim.last_seq, won.claim.last_event_id) == (before[-1].seq, before[-1].id)
+    assert (standing.last_seq, standing.last_event_id) == (before[-1].seq, before[-1].id)
+    assert (await tiers.events(session))[:-1] == before

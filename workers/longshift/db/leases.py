@@ -54,12 +54,14 @@ c AS MATERIALIZED (
     + _TAKE
 )
 
-# a second statement on purpose: in the claim's own snapshot the end of the log could be stale
+# a second statement on purpose: in the claim's own snapshot the end of the log could be stale; of what is archived only some
+# may be in Postgres (db/archives.py), and never says where the log ends
 ENDS = text(f"""
 SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq,
        coalesce(last.id, s.archived_event_id) AS last_event_id, head.*
   FROM sessions s
-  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true
+  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id AND seq > s.archived_through
+                      ORDER BY seq DESC LIMIT 1) last ON true
   LEFT JOIN LATERAL (SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = s.id AND t.status IN ('queued', 'running', 'waiting')
                       ORDER BY t.position LIMIT 1) head ON true
  WHERE s.id = ANY(CAST(:sessions AS uuid[]))""")
