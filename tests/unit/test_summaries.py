@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from longshift import Agent, Budget, Passage, Turn, UsageError, agent
 from longshift.additions import Additions
-from longshift.events import Context, Event, Kind, fold, include
+from longshift.events import Context, Event, Kind, NewEvent, fold, include
 from longshift.model import Json, new_id
 from longshift.testing import Result, crash_points, named_crash_points, run
 from longshift.testing.bench import Rehearsal
+from longshift.testing.outside import Outside
 from longshift.tokens import Characters, Gauge
 
 BUDGET = Budget(400)
@@ -178,6 +179,48 @@ async def loser(turn: Turn, _: None) -> list[Json]:
 @pytest.mark.parametrize("number", crash_points(loser, None))
 def test_what_a_branch_said_that_lost_its_race_stays_in_the_context(number: int) -> None:
     assert run(loser, None, crash_after=number).output == [None, "said by who lost", "after the race"]
+
+
+@pytest.mark.parametrize("kind", [Kind.MESSAGE_SAID, Kind.CONTEXT_SUMMARIZED])
+def test_what_was_recorded_while_its_branch_was_cancelled_is_in_the_context(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A summary that the log has and the turn does not know of would make its next one replace what it never saw."""
+
+    @agent("hasty", budget=Budget(400, keep=100))
+    async def hasty(turn: Turn, _: None) -> None:
+        async def losing() -> None:
+            await turn.say(words(1))
+            await turn.say(words(2))
+            await turn.summarize()
+            await turn.sleep(1000)
+
+        async def winning() -> None:
+            execution = turn._execution
+            assert isinstance(execution, Rehearsal)
+            while execution.outside.world.log[-1].kind != kind:
+                await asyncio.sleep(0)
+
+        await turn.race(losing(), winning())
+        assert turn._execution.context == _of_log(turn)
+        for n in range(3):
+            await turn.say(words(n))
+        await turn.summarize()
+        assert turn._execution.context == _of_log(turn)
+
+    append = Outside.append
+
+    async def slow(self: Outside, events: Sequence[NewEvent]) -> None:
+        """The log has them for a while before the turn hears of it."""
+        await append(self, events)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Outside, "append", slow)
+    log, passages = [*FULL[0]], [*FULL[1]]
+    result = run(hasty, None, log=log, passages=passages)
+    assert result.status == "succeeded", result.error
+    check_whole(log, passages)
 
 
 def test_a_retry_goes_on_from_a_summary_that_was_recorded() -> None:

@@ -302,14 +302,17 @@ class Execution:
 
     async def add(self, name: str, kind: Kind, payload: Mapping[str, Json], *, large: str | None = None) -> None:
         """The same for what joins the session's context; ``large``: the member of ``payload`` that may be large."""
-        recorded, order = await self._value(name, kind, payload, large=large)
+        recorded, order = await self._value(name, kind, payload, large=large, joins=True)
         if order is not None:
             self._additions.apply(kind, recorded, order=order)
 
     async def _value(
-        self, name: str, kind: Kind, payload: Mapping[str, Json], *, large: str | None = None
+        self, name: str, kind: Kind, payload: Mapping[str, Json], *, large: str | None = None, joins: bool = False
     ) -> tuple[Mapping[str, Json], int | None]:
-        """What is recorded, and its place in the log; None: before this turn, so that its context has it already."""
+        """What is recorded, and its place in the log; None: before this turn, so that its context has it already.
+
+        ``joins``: the context, also if the caller is cancelled while the log takes it: it takes it all the same.
+        """
         if running_step() is not None:
             raise UsageError(f"a step cannot use {name.removeprefix('$')}(): call it in the agent, between steps")
         call = self.replay.call(self.scope(), name, digest="")
@@ -325,5 +328,11 @@ class Execution:
             self.check()
         self._order += 1  # right before the append: the log has the order in which they come to it
         order = self._order
-        await self.port.append([NewEvent(kind, self.record.id, text, call.key)])
-        return json.loads(text), order
+        recorded = json.loads(text)
+        try:
+            await self.port.append([NewEvent(kind, self.record.id, text, call.key)])
+        except asyncio.CancelledError:  # of a branch that lost a race, or ran out of time: the turn goes on
+            if joins:
+                self._additions.apply(kind, recorded, order=order)
+            raise
+        return recorded, order

@@ -142,13 +142,13 @@ class Outside:
     # -- the port
 
     async def append(self, events: Sequence[NewEvent]) -> None:
-        await asyncio.sleep(0)
         try:
-            for event in events:
+            for event in events:  # at once, as a worker's journal takes them: who is cancelled after this has recorded them
                 await self.write(event)
         except Crashed:
             self.on_crash()
             await self.awake()
+        await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     async def begin_call(self, call: NewCall, *, over: int | None = None) -> int | ToolCallRecord:
