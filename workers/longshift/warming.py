@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from longshift.archive import Archive
 from longshift.context import DEAR, Tiers, restore
-from longshift.db import archives
+from longshift.db import archives, leases
 from longshift.db.database import Database
 from longshift.ending import end
 from longshift.errors import ControlFlow, LongshiftError
@@ -77,12 +77,17 @@ class Warmer:
         waits = seen.in_use and not seen.leased
         if not waits or cheap or seen.last_event_id is None:
             return
-        restored = await restore(
-            self._db, session_id, through=seen.last_seq, event_id=seen.last_event_id, tiers=self._tiers
-        )
+        turn = await leases.head(self._db, session_id)
+        if turn is not None and turn.first_seq is not None:  # it comes again: its own events are not of its context
+            through, event_id = turn.first_seq - 1, None
+        else:
+            through, event_id = seen.last_seq, seen.last_event_id
+        if through == 0:
+            return
+        restored = await restore(self._db, session_id, through=through, event_id=event_id, tiers=self._tiers)
         now = await archives.head(self._db, session_id, tenant_id=tenant_id)
         if not now.same_log(seen):  # archived, or used, while its log was read: some of it may have been missed
             return
         fold = restored.fold
         stored = await self._contexts.store(key, fold.context, epoch=seen.lease_epoch, kept=fold.kept)
-        logger.debug("pre-warmed", extra={"session_id": session_id.hex, "seq": seen.last_seq, "stored": stored})
+        logger.debug("pre-warmed", extra={"session_id": session_id.hex, "seq": through, "stored": stored})

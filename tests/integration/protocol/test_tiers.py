@@ -19,7 +19,7 @@ from sqlalchemy import Row, TextClause
 from longshift import journal as journal_module
 from longshift.archive import Archive
 from longshift.clock import SYSTEM
-from longshift.context import Restored, Tier, Tiers, keep, restore
+from longshift.context import DEAR, Restored, Tier, Tiers, keep, restore
 from longshift.db import leases, log
 from longshift.db.database import Params
 from longshift.errors import LeaseLost, NotFound, Unavailable
@@ -32,6 +32,8 @@ from longshift.metrics import Metrics
 from longshift.model import Claim, Json, Kept, TurnRecord, TurnStatus, new_id
 from longshift.port import Outside
 from longshift.restoring import Restorer
+from longshift.testing.waiting import wait_until
+from longshift.warming import Warmer
 from tests.integration.protocol.stage import Stage, Stepped, event
 
 LENGTH = 30
@@ -352,6 +354,35 @@ async def test_without_an_archive_an_archived_log_is_not_taken_for_an_empty_one(
 
     with pytest.raises(NotFound):
         await scene.restored()
+
+
+async def test_what_is_warmed_for_a_turn_that_waits_is_what_it_will_ask_for(stage: Stage, hot: Hot) -> None:
+    """Its own events are not part of it. Behind it another turn was accepted."""
+    session, turn = await stage.submit()
+    claim = (await stage.claim(session)).claim
+    assert await log.append(stage.db, [log.Append(claim, 1, tuple(facts(Random(5), DEAR)))])
+    begun = event(turn, Kind.TURN_STARTED, payload='{"attempt": 1, "input": 1}')
+    assert await log.start(stage.db, [log.Start(claim, DEAR + 1, (begun,), turn, "1")])
+    waits = event(turn, Kind.TURN_WAITING)
+    assert await log.leave(
+        stage.db, [log.Leave(claim, DEAR + 2, (waits,), turn, TurnStatus.WAITING, None, claim.mail_seq)]
+    )
+    await stage.submit(session)
+
+    warmer = Warmer(stage.db, hot.contexts, cast(Archive, None))
+    warmer.warm([(stage.tenant, session)])
+    await wait_until(lambda: hot.contexts.known([(stage.tenant, session)]), description="warm")
+    await warmer.close()
+    await stage.signal(session)
+    again, metrics = await stage.claim(session), Metrics()
+    assert again.turn is not None
+    assert again.turn.first_seq == DEAR + 1
+    tiers = Tiers(contexts=hot.contexts, metrics=metrics)
+    restored = await restore(stage.db, session, through=DEAR, claim=again.claim, tiers=tiers)
+
+    assert restored.tier is Tier.HOT
+    assert restored.context == fold((await log.read(stage.db, session))[:DEAR])
+    assert not [sample for family in metrics.drift.collect() for sample in family.samples]
 
 
 # -- leases
