@@ -30,7 +30,7 @@ from uuid import UUID
 from longshift.archive import Archive
 from longshift.db import checkpoints, log
 from longshift.db.database import Database
-from longshift.errors import LeaseLost, NotFound
+from longshift.errors import ArtifactCorrupt, LeaseLost, NotFound, StoreUnavailable
 from longshift.events import Context, Event
 from longshift.hot import Contexts, Copy
 from longshift.lease import Fold
@@ -294,7 +294,12 @@ async def _verified(db: Database, wanted: Wanted, candidate: Restored, tiers: Ti
     """``candidate``, or what it should have been; looked at with the probability that is set."""
     if not tiers.verify or random() >= tiers.verify:
         return candidate
-    truth = await _rebuilt(db, wanted, tiers)
+    try:
+        truth = await _rebuilt(db, wanted, tiers)
+    except (StoreUnavailable, ArtifactCorrupt, NotFound) as error:  # the cold tier shall not stop who can do without it
+        extra = {"session_id": wanted.session_id.hex, "reason": str(error)}
+        logger.warning("a copy of a context cannot be compared with its log", extra=extra)
+        return candidate
     differs = _difference(candidate.context, truth.context)
     if not differs:
         return candidate

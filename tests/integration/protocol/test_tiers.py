@@ -22,7 +22,7 @@ from longshift.clock import SYSTEM
 from longshift.context import DEAR, Restored, Tier, Tiers, keep, restore
 from longshift.db import leases, log
 from longshift.db.database import Params
-from longshift.errors import LeaseLost, NotFound, Unavailable
+from longshift.errors import ArtifactCorrupt, LeaseLost, NotFound, StoreUnavailable, Unavailable
 from longshift.events import Context, Event, Kind, NewEvent, fold
 from longshift.hot import Hot, Key
 from longshift.hot.copies import key_name
@@ -347,6 +347,27 @@ async def test_the_log_may_begin_in_the_archive(scenes: Scenes) -> None:
             assert await keep(scene.stage.db, scene.claim, restored.fold)
             again = await restore(scene.stage.db, scene.claim.session_id, through=LENGTH)
             assert again.context == scene.fold(LENGTH)
+
+
+class Away:
+    """An archive that cannot be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def context(self, session_id: UUID) -> Context:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), ArtifactCorrupt("rotten"), NotFound("gone")], ids=repr)
+async def test_a_copy_is_used_though_there_is_nothing_to_compare_it_with(scene: Scene, error: Exception) -> None:
+    await archived(scene, 20)
+    await scene.copied(scene.fold(20))
+
+    restored = await scene.restored(archive=cast(Archive, Away(error)), verify=1)
+
+    assert (restored.tier, restored.context) == (Tier.HOT, scene.fold(LENGTH))
+    assert scene.drift() == {}
 
 
 async def test_without_an_archive_an_archived_log_is_not_taken_for_an_empty_one(scene: Scene) -> None:
