@@ -10,6 +10,8 @@ from longshift.model import Json
 
 LENGTHS = (400, 240, 120, 60, 30)
 """Characters that each message gets, at most: the first of these with which everything fits."""
+ENOUGH = 2
+"""Times its length in the summary: so much of a message is looked at, however long it is. The event loop waits."""
 KEPT_IDS = 20
 """Artifacts that are named, the newest ones."""
 POINT = "- "
@@ -31,7 +33,8 @@ def summarize(messages: Sequence[Mapping[str, Json]], *, tokens: int, count: Cal
         of: how many messages of the session the text stands for, those of the earlier summary included.
     """
     head = f"Summary of the first {of:,} messages of this session. turn.recall(query) finds what they said."
-    found = dict.fromkeys(each for message in messages for each in _ARTIFACT.findall(_text(message["content"])))
+    texts = (text for message in messages if "art_" in (text := _text(message["content"])))
+    found = dict.fromkeys(each for text in texts for each in _ARTIFACT.findall(text))
     tail = [f"{ARTIFACTS}{', '.join(list(found)[-KEPT_IDS:])}"] if found else []
     lines: list[str] = []
     for length in LENGTHS:
@@ -71,8 +74,9 @@ def _fitted(head: str, lines: Sequence[str], tail: Sequence[str], *, tokens: int
 
 def _short(text: str, length: int) -> str:
     """One line of at most so many characters: whole sentences if one fits, else whole words."""
-    line = " ".join(text.split())
-    if len(line) <= length:
+    start = text[: ENOUGH * length]
+    line = " ".join(start.split())
+    if len(line) <= length and len(start) == len(text):
         return line
     ends = [match.end() for match in _SENTENCE.finditer(line, 0, length)]
     if ends and ends[-1] > length // 3:
