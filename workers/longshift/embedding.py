@@ -85,7 +85,9 @@ class Embedding:
         # its slot is free when its thread has ended, however long nobody has waited for it
         asked.add_done_callback(self._freed)
         waited = asked if isinstance(asked, asyncio.Task) else asyncio.shield(asked)
-        return await asyncio.wait_for(waited, self._timeout.total_seconds())
+        async with asyncio.timeout(self._timeout.total_seconds()):
+            found = await waited
+            return await found if inspect.isawaitable(found) else found  # of an object whose __call__ is async, say
 
     def _freed(self, asked: asyncio.Future[Sequence[Sequence[float]]]) -> None:
         self._slots += 1

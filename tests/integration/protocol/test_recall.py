@@ -391,3 +391,11 @@ async def test_no_query_is_read_as_syntax(stage: Stage, query: str) -> None:
     for tenant in (False, True):
         assert "something else" not in texts(await recall(words, claim, query, tenant=tenant))
         assert texts(await recall(words, claim, f"{query} anchor", tenant=tenant)) == [f"anchor {query} harbour"]
+
+
+async def test_an_embedder_may_be_an_object_that_is_called_and_awaited() -> None:
+    class Model:
+        async def __call__(self, texts: list[str]) -> list[list[float]]:
+            return meaning(texts)
+
+    assert await Embedding("tests:model", Model()).embed(["ship"]) == meaning(["ship"])
