@@ -366,6 +366,28 @@ def test_a_summarizer_that_fails_is_replaced_for_once(answer: object, caplog: py
     assert [r.message for r in caplog.records] == ["a summarizer failed"] * 2
 
 
+@pytest.mark.parametrize("built_in", [True, False])
+def test_a_summary_fits_into_an_event_however_large_the_budget(built_in: bool) -> None:
+    """A turn could not record it, nor could any later one: each would fail at its start."""
+
+    def long(messages: Sequence[Mapping[str, Json]], tokens: int) -> str:
+        return "字" * tokens * 4
+
+    @agent("large", budget=Budget(1_000_000, None if built_in else long, keep=100))
+    async def large(turn: Turn, _: None) -> bool:
+        return await turn.summarize()
+
+    said = {"role": "user", "content": "文" * 380}
+    log = [message(seq, said) for seq in range(1, 1201)]
+    result = run(large, None, log=log)
+    assert result.output is True, result.error
+    assert 100_000 < len(summaries(log)[0].payload["content"].encode()) < 600_000
+
+
+def message(seq: int, payload: Mapping[str, Json]) -> Event:
+    return replace(FULL[0][0], seq=seq, id=new_id(), kind=Kind.MESSAGE_SAID, key=None, payload=payload)
+
+
 def test_a_summary_is_storable() -> None:
     result = ask(asking(lambda messages, tokens: "nul \0 and half \ud800"))
     assert result.output[0] == "nul \u2400 and half \ufffd"

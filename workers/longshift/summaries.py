@@ -236,7 +236,16 @@ class Summaries:
                         "reason": f"{type(error).__name__}: {error}",
                     },
                 )
-        return storable(extractive.summarize(leaving, tokens=budget.target, count=budget.gauge.of, of=of))
+        tokens = budget.target
+        while True:
+            text = storable(extractive.summarize(leaving, tokens=tokens, count=budget.gauge.of, of=of))
+            if self._fits(text):
+                return text
+            tokens //= 2
+
+    def _fits(self, text: str) -> bool:
+        """Whether an event has room for it: of the largest budgets, in some scripts, a summary could have megabytes."""
+        return len(json.dumps(text, ensure_ascii=False).encode()) <= self._execution.port.max_event // 2
 
     async def _asked(self, budget: Budget, leaving: Sequence[Mapping[str, Json]]) -> object:
         function = cast(Callable[..., Any], budget.summarize)
@@ -251,7 +260,10 @@ class Summaries:
             raise UsageError(f"it returned {type(value).__name__} where the text of a summary was wanted")
         if (size := budget.gauge.of(value)) > 2 * budget.target:
             raise UsageError(f"its text has {size:,} tokens, more than twice the {budget.target:,} that it was given")
-        return storable(value)
+        text = storable(value)
+        if not self._fits(text):
+            raise UsageError(f"its text has {len(text):,} characters, more than an event has room for")
+        return text
 
 
 def _leaving(messages: Sequence[str], counts: Sequence[int], keep: int) -> int:
