@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
@@ -22,8 +23,22 @@ from longshift.db.database import Database
 from longshift.ending import end
 from longshift.errors import Unavailable
 from longshift.hot import Hot
+from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
-from longshift_api import agents, approvals, artifacts, batches, events, health, problems, sessions, tool_calls, turns
+from longshift.warming import Warmer
+from longshift_api import (
+    agents,
+    approvals,
+    artifacts,
+    batches,
+    events,
+    health,
+    lives,
+    problems,
+    sessions,
+    tool_calls,
+    turns,
+)
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
@@ -66,7 +81,7 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (sessions, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
+    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)
@@ -93,7 +108,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
             name="longshift-api",
         )
         stack.push_async_callback(db.close)
-        hot = Hot(config.require("redis_url"))
+        hot = Hot(config.require("redis_url"), context_ttl=config.hot_ttl)
         stack.push_async_callback(hot.close)
         store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         stack.push_async_callback(store.close)
@@ -102,10 +117,22 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         if config.api_key is not None:
             await keys.ensure_key(db, config.api_key.get_secret_value())
         cold = Cold(db, store)
-        mailbox = Mailbox(db, hot, cold=cold, config=config, clock=clock)
+        archive = Archive(db, cold)
+        warmer = Warmer(db, hot.contexts, archive)
+        mailbox = Mailbox(db, hot, cold=cold, config=config, clock=clock, warmer=warmer)
         stack.push_async_callback(mailbox.close)
         keyring = Keyring(db, clock=clock)
-        edge = Edge(config=config, clock=clock, db=db, hot=hot, cold=cold, mailbox=mailbox, keyring=keyring)
+        edge = Edge(
+            config=config,
+            clock=clock,
+            db=db,
+            hot=hot,
+            cold=cold,
+            archive=archive,
+            lifecycle=Lifecycle(db, cold, archive, hot.contexts),
+            mailbox=mailbox,
+            keyring=keyring,
+        )
         stack.push_async_callback(_end_probes, edge)
         yield edge
 

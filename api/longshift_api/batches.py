@@ -14,7 +14,7 @@ from longshift.catalogue import Drafts
 from longshift.db import views
 from longshift.errors import NotFound
 from longshift.model import BatchRecord, Prefix, show_id
-from longshift_api import deps
+from longshift_api import deps, values
 from longshift_api.bodies import idempotency, media_type
 from longshift_api.deps import Caller, Edge, EdgeDep, in_path
 from longshift_api.lines import JsonArray, JsonLines
@@ -137,7 +137,11 @@ async def get_results(
     caller: Caller,
     everything: Annotated[bool, Query(alias="all", description="also turns that have not ended")] = False,
 ) -> Response:
-    """Works while the batch runs: the turns that have ended so far."""
+    """Works while the batch runs: the turns that have ended so far.
+
+    Large outputs are fetched, up to 1 MiB each; where that is not possible, ``output`` is null and ``output_artifact`` says
+    where it is. Of a large input there is only the pointer.
+    """
     only(request, ("all",))
     batch = await _find(edge, caller, batch_id)
     return StreamingResponse(
@@ -172,8 +176,8 @@ async def _array(body: Spooled) -> JsonArray:
 
 async def _result_lines(edge: Edge, batch: BatchRecord, *, everything: bool) -> AsyncIterator[str]:
     turns = views.results(edge.db, batch.id, tenant_id=batch.tenant_id, ended_only=not everything, page=200)
-    async for turn in turns:
-        yield TurnView.of(turn).model_dump_json() + "\n"
+    async for turn, known in values.with_outputs(edge, turns):
+        yield TurnView.of(turn, values=known).model_dump_json() + "\n"
 
 
 async def _find(edge: Edge, caller: Caller, batch_id: str) -> BatchRecord:

@@ -11,6 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.routing import APIRoute
 
+from longshift.archive import Archive
 from longshift.clock import Clock
 from longshift.cold import Cold
 from longshift.config import Config
@@ -19,6 +20,7 @@ from longshift.db.idempotency import Idempotency
 from longshift.db.keys import Scope
 from longshift.errors import InvalidInput, NotFound
 from longshift.hot import Hot
+from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.model import Prefix, Principal, parse_id
 from longshift_api.auth import Keyring, authenticate, bearer
@@ -34,6 +36,8 @@ class Edge:
     db: Database
     hot: Hot
     cold: Cold
+    archive: Archive
+    lifecycle: Lifecycle
     mailbox: Mailbox
     keyring: Keyring
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now

@@ -3,8 +3,10 @@
 A stream can be resumed from any place: ``id`` is the event's ``seq``, given back as ``Last-Event-ID`` or ``?after=``.
 
     (event's kind)   a fact of the log; its id is its seq          open    the first frame: where the stream begins
-    delta            text while it is made; lossy, no id           gap     events from..to are in the archive
-    done             the turn has ended, and so does the stream    reset   history was rewritten: begin again from 0
+    delta            text while it is made; lossy, no id           reset   history was rewritten: begin again from 0
+    done             the turn has ended, and so does the stream
+
+Events that are in the cold tier come from there; nobody can tell, except by the time that the first of them takes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from uuid import UUID
 from fastapi import Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from longshift.db import log, views
+from longshift.db import views
 from longshift.errors import InvalidInput, NotFound
 from longshift.events import Event
 from longshift.hot import log_channel, turn_channel
@@ -106,7 +108,7 @@ async def _answer(request: Request, edge: Edge, source: Source, *, after: int, l
     if "text/event-stream" in request.headers.get("accept", ""):
         frames = stream(edge, source, after=after)
         return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
-    found = await log.read(edge.db, source.session_id, after=after, limit=limit + 1, turn_ids=source.turn_ids)
+    found = await edge.archive.read(source.session_id, after=after, limit=limit + 1, turn_ids=source.turn_ids)
     page = found[:limit]
     following = page[-1].seq if page else after
     data = [EventView.of(event) for event in page]
@@ -136,8 +138,6 @@ async def stream(edge: Edge, source: Source, *, after: int) -> AsyncIterator[str
         while not edge.stopping.is_set():
             ended = await _end_of(edge, source)  # before the log is read: what a turn wrote before its end is all there
             async for event in _unread(edge, source, after=after):
-                if source.turn_id is None and event.seq > after + 1:
-                    yield frame("gap", {"from": after + 1, "to": event.seq - 1})
                 after = event.seq
                 yield frame(event.kind, EventView.of(event).model_dump_json(), id_=event.seq)
             if ended is not None:
@@ -158,7 +158,7 @@ async def stream(edge: Edge, source: Source, *, after: int) -> AsyncIterator[str
 
 async def _unread(edge: Edge, source: Source, *, after: int) -> AsyncIterator[Event]:
     while True:
-        page = await log.read(edge.db, source.session_id, after=after, limit=PAGE, turn_ids=source.turn_ids)
+        page = await edge.archive.read(source.session_id, after=after, limit=PAGE, turn_ids=source.turn_ids)
         for event in page:
             yield event
         if len(page) < PAGE:

@@ -3,8 +3,9 @@
     401 unauthorized            413 too_large                 422 invalid_input, unknown_agent, idempotency_mismatch
     403 forbidden               415 unsupported_media_type    423 session_busy (retryable)
     404 not_found               416 bad_range                 500 internal_error: nothing of the inside is shown
-    405 method_not_allowed      503 unavailable (retryable)
-    409 already_settled, not_in_doubt (tool calls), already_answered (approvals), not_ended, succeeded, retried (retry)
+    405 method_not_allowed      503 unavailable (retryable)   500 artifact_corrupt: a backup is needed, not another try
+    409 already_settled, not_in_doubt (tool calls), already_answered (approvals), not_ended, succeeded, retried (retry),
+        in_use (archive, restore and delete of a session: retryable)
 
 A busy session is 423, not 409, because common clients repeat a 409 by themselves.
 """
@@ -29,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longshift.db.database import UniqueConflict
 from longshift.errors import (
+    ArtifactCorrupt,
     Conflict,
     IdempotencyMismatch,
     InvalidInput,
@@ -53,6 +55,7 @@ STATUS: Mapping[type[LongshiftError], int] = {
     IdempotencyMismatch: 422,
     SessionBusy: 423,
     Conflict: 409,
+    ArtifactCorrupt: 500,
     Unavailable: 503,
 }
 
@@ -266,7 +269,7 @@ def _documented(status: int, description: str, code: str, detail: str) -> dict[s
         "detail": detail,
         "instance": "/v1/turns",
         "code": code,
-        "retryable": status in (500, 503) or code == "session_busy",
+        "retryable": status in (500, 503) or code in ("session_busy", "in_use"),
         "errors": [{"path": "input.question", "message": "Field required"}] if status == 422 else [],
     }
     schema = {"$ref": "#/components/schemas/Problem"}

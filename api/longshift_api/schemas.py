@@ -27,6 +27,7 @@ SESSION_ID = "ses_01936f6e4b7a7c0e8f5d2f6a3b1c0d9f"
 BATCH_ID = "bat_01936f6e4b7a7c0e8f5d2f6a3b1c0da0"
 ARTIFACT_ID = "art_01936f6e4b7a7c0e8f5d2f6a3b1c0da1"
 MOMENT = "2026-01-31T12:00:00Z"
+NOTHING: Mapping[UUID, ArtifactRecord] = {}
 
 
 class Shown(BaseModel):
@@ -67,14 +68,43 @@ class WaitView(Shown):
         return cls(kind=wait.kind, name=wait.name, id=wait.id, until=wait.until)
 
 
+class ValueView(Shown):
+    """Where a value is that is too large for a row: an artifact with its JSON."""
+
+    id: str = Field(examples=[ARTIFACT_ID])
+    size: int | None = Field(description="bytes of JSON; null: it has been deleted")
+    sha256: str | None
+    preview: str | None = Field(description="how it begins, at most 200 characters, where that is known")
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, value: UUID, *, size: int | None = None, sha256: str | None = None, preview: str | None = None) -> Self:
+        artifact_id = show_id(Prefix.ARTIFACT, value)
+        here = f"/v1/artifacts/{artifact_id}"
+        links = {"self": here, "content": f"{here}/content"}
+        return cls(id=artifact_id, size=size, sha256=sha256, preview=preview, links=links)
+
+
 class TurnView(Shown):
     id: str = Field(examples=[TURN_ID])
     session_id: str = Field(examples=[SESSION_ID])
     status: TurnStatus
     agent: str
     agent_version: str | None
-    input: Any
-    output: Any
+    input: Any = Field(
+        description="null if `input_artifact` says where it is; `GET /v1/turns/{id}` has it nevertheless, up to 1 MiB and as "
+        "long as the artifact store answers"
+    )
+    input_artifact: ValueView | None = Field(
+        None, description="where the input is, if it is larger than 32 KiB of JSON"
+    )
+    output: Any = Field(
+        description="null if there is none, or if `output_artifact` says where it is; `GET /v1/turns/{id}` and the results of "
+        "a batch have it nevertheless, up to 1 MiB and as long as the artifact store answers"
+    )
+    output_artifact: ValueView | None = Field(
+        None, description="where the output is, if it is larger than 32 KiB of JSON"
+    )
     error: dict[str, Any] | None
     attempts: int = Field(description="starts, those after an interrupt included")
     position: int | None = Field(description="place in the session's order; null while scheduled")
@@ -97,7 +127,15 @@ class TurnView(Shown):
     links: dict[str, str]
 
     @classmethod
-    def of(cls, turn: TurnRecord, *, blocked_by: UUID | None = None, waiting_for: Sequence[Wait] | None = None) -> Self:
+    def of(
+        cls,
+        turn: TurnRecord,
+        *,
+        values: Mapping[UUID, ArtifactRecord] = NOTHING,
+        blocked_by: UUID | None = None,
+        waiting_for: Sequence[Wait] | None = None,
+    ) -> Self:
+        """``values``: what is known of the large ones."""
         turn_id, session_id = show_id(Prefix.TURN, turn.id), show_id(Prefix.SESSION, turn.session_id)
         here = f"/v1/turns/{turn_id}"
         return cls(
@@ -107,7 +145,9 @@ class TurnView(Shown):
             agent=turn.agent,
             agent_version=turn.agent_version,
             input=turn.input,
+            input_artifact=_value(turn.input_artifact, values),
             output=turn.output,
+            output_artifact=_value(turn.output_artifact, values),
             error=dict(turn.error) if turn.error is not None else None,
             attempts=turn.attempts,
             position=turn.position,
@@ -134,6 +174,13 @@ class TurnView(Shown):
         )
 
 
+def _value(value: UUID | None, values: Mapping[UUID, ArtifactRecord]) -> ValueView | None:
+    if value is None:
+        return None
+    known = values.get(value)
+    return ValueView.of(value) if known is None else ValueView.of(value, size=known.size, sha256=known.sha256)
+
+
 def _turn_id(value: UUID | None) -> str | None:
     return show_id(Prefix.TURN, value) if value is not None else None
 
@@ -146,7 +193,10 @@ class SessionView(Shown):
     last_seq: int = Field(description="seq of the newest event")
     metadata: dict[str, str]
     created_at: datetime
-    expires_at: datetime | None
+    active_at: datetime = Field(description="when it was last made use of, about")
+    ttl: float | None = Field(description="seconds for which it is kept after that; null: as the fleet is set up")
+    expires_at: datetime | None = Field(description="deleted not before this; later, if it is used until then")
+    archived_through: int = Field(description="events up to this seq are in the cold tier; 0: none")
     links: dict[str, str]
 
     @classmethod
@@ -161,9 +211,38 @@ class SessionView(Shown):
             last_seq=session.last_seq,
             metadata=dict(session.metadata),
             created_at=session.created_at,
+            active_at=session.active_at,
+            ttl=session.ttl.total_seconds() if session.ttl is not None else None,
             expires_at=session.expires_at,
+            archived_through=session.archived_through,
             links={"self": here, "events": f"{here}/events", "turns": f"/v1/turns?session_id={session_id}"},
         )
+
+
+class MovedView(Shown):
+    """What an archiving, or a restore, has moved."""
+
+    session_id: str = Field(examples=[SESSION_ID])
+    events: int = Field(description="that were moved by this request")
+    archived_through: int = Field(description="events up to this seq are in the cold tier now; 0: none")
+    bytes: int = Field(description="that they take there, compressed")
+
+
+class DeletedView(Shown):
+    """What a deletion has removed, of all tiers."""
+
+    session_id: str = Field(examples=[SESSION_ID])
+    turns: int
+    events: int = Field(description="of the log, archived ones included")
+    tool_calls: int
+    approvals: int
+    mail: int = Field(description="signals and the like")
+    checkpoints: int
+    passages: int
+    artifacts: int = Field(description="that no other session refers to; those of its archive included")
+    blobs: int = Field(description="objects of the store that no other artifact shares")
+    bytes: int = Field(description="of these objects")
+    complete: bool = Field(description="false: a part of the service was away; the rest is removed when it is back")
 
 
 class BatchView(Shown):
@@ -256,6 +335,12 @@ class ArtifactView(Shown):
             created_at=artifact.created_at,
             links={"self": here, "content": f"{here}/content"},
         )
+
+
+class ArtifactUrlView(Shown):
+    url: str = Field(description="to GET it from; a path of this API if not presigned")
+    presigned: bool = Field(description="false: the artifact store cannot sign URLs, this one needs the API key")
+    expires_at: datetime | None
 
 
 class AgentView(Shown):

@@ -10,7 +10,8 @@ from pydantic import ConfigDict, Field
 
 from longshift.db.steps import StepRecord
 from longshift.model import ApprovalRecord, CallStatus, Dedupe, Effect, Prefix, ToolCallRecord, show_id
-from longshift_api.schemas import MOMENT, SESSION_ID, TURN_ID, Page, Shown
+from longshift.offload import Pointer
+from longshift_api.schemas import MOMENT, SESSION_ID, TURN_ID, Page, Shown, ValueView
 
 CALL_ID = "call_6f1c0b7ad9e34f52a1b8c3d4e5f60718"
 APPROVAL_ID = "apr_9b2e4d6f8a1c4e3fb5d7092468ace135"
@@ -194,7 +195,8 @@ class StepView(Shown):
     key: str = Field(description="replay key: its place in the turn")
     name: str = Field(description="with `$` as the first character it is one of Longshift's own")
     status: Literal["completed", "failed"]
-    result: Any
+    result: Any = Field(description="null if `artifact` says where it is")
+    artifact: ValueView | None = Field(None, description="where the result is, if it is larger than 32 KiB of JSON")
     error: dict[str, Any] | None = Field(description="`type` and `message` of what the step raised last")
     attempts: int | None = Field(description="tries that it took; null: not recorded")
     ms: int | None = Field(description="milliseconds that it took, all tries together")
@@ -210,12 +212,17 @@ class StepView(Shown):
             name=step.name,
             status="completed" if step.completed else "failed",
             result=step.result,
+            artifact=_value(Pointer.of(step.artifact)) if step.artifact is not None else None,
             error=dict(step.error) if step.error is not None else None,
             attempts=step.attempts,
             ms=step.ms,
             at=step.at,
             tool_call_id=step.call,
         )
+
+
+def _value(pointer: Pointer) -> ValueView:
+    return ValueView.of(pointer.id, size=pointer.size, sha256=pointer.sha256, preview=pointer.preview)
 
 
 class ToolCallPage(Page):

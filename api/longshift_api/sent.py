@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -36,6 +37,14 @@ Metadata = Annotated[
     Field(max_length=16, description="up to 16 pairs of text for the client's own use"),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Ttl = Annotated[
+    float,
+    Field(
+        ge=1,
+        le=3_155_760_000,
+        description="seconds after its last activity for which the session is kept; null: as the fleet is set up",
+    ),
+]
 Text = Annotated[str, Field(max_length=2000)]
 
 
@@ -107,7 +116,24 @@ class BatchLine(TurnDraft):
 class SessionBody(Sent):
     id: SessionId | None = Field(None, description="chosen by the client: the same request again is the same session")
     metadata: Metadata = {}
+    ttl: Ttl | None = None
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": SESSION_ID, "metadata": {"customer": "42"}}]})
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        return timedelta(seconds=self.ttl) if self.ttl is not None else None
+
+
+class SessionChange(Sent):
+    """What is left out stays as it is."""
+
+    metadata: Metadata | None = None
+    ttl: Ttl | None = None
+    model_config = ConfigDict(json_schema_extra={"examples": [{"ttl": 86400}]})
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        return timedelta(seconds=self.ttl) if self.ttl is not None else None
 
 
 class SignalBody(Sent):

@@ -2,7 +2,7 @@
 
 from fastapi import Request, Response
 
-from longshift.db import views
+from longshift.db import aging, views
 from longshift.errors import NotFound
 from longshift.model import Prefix, show_id
 from longshift_api import deps
@@ -11,7 +11,7 @@ from longshift_api.pages import Cursor, Limit, cut, only, read_cursor, reply
 from longshift_api.problems import documented
 from longshift_api.replies import IDEMPOTENCY_KEY, REPLAYED, made
 from longshift_api.schemas import SESSION_ID, SessionPage, SessionView, SignalView
-from longshift_api.sent import SessionBody, SignalBody
+from longshift_api.sent import SessionBody, SessionChange, SignalBody
 
 router = deps.router("sessions")
 
@@ -31,7 +31,11 @@ async def create_session(edge: EdgeDep, caller: Caller, promise: Promise, body: 
     """The client may choose the id, and may then repeat the request safely."""
     wanted = body or SessionBody()
     session_id, new = await edge.mailbox.create_session(
-        wanted.id, tenant_id=caller.tenant_id, metadata=wanted.metadata, idempotency=promise
+        wanted.id,
+        tenant_id=caller.tenant_id,
+        metadata=wanted.metadata,
+        ttl=wanted.lifetime,
+        idempotency=promise,
     )
     session = await views.session(edge.db, session_id, tenant_id=caller.tenant_id)
     if session is None:
@@ -70,6 +74,27 @@ async def get_session(session_id: str, edge: EdgeDep, caller: Caller) -> Respons
     if session is None:
         raise NotFound(f"there is no session {session_id}")
     return reply(SessionView.of(session))
+
+
+@router.patch(
+    "/sessions/{session_id}",
+    summary="Change a session",
+    response_model=None,
+    responses={200: {"model": SessionView}, **documented(404, 413, 415)},
+)
+async def change_session(session_id: str, body: SessionChange, edge: EdgeDep, caller: Caller) -> Response:
+    """Its metadata (replaced as a whole), its time to live."""
+    session = in_path(Prefix.SESSION, session_id)
+    await aging.change(
+        edge.db,
+        session,
+        tenant_id=caller.tenant_id,
+        metadata=body.metadata,
+        ttl=body.lifetime,
+        set_ttl="ttl" in body.model_fields_set,
+        default=edge.config.session_ttl,
+    )
+    return await get_session(session_id, edge, caller)
 
 
 @router.post(

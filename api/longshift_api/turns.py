@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import AwareDatetime
 
-from longshift.db import steps, views
+from longshift.db import views
 from longshift.db.views import TurnFilter
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound
 from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id
-from longshift_api import deps
+from longshift_api import deps, values
 from longshift_api.deps import Caller, Edge, EdgeDep, Promise, in_path
 from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
 from longshift_api.problems import Refusal, documented
@@ -91,7 +91,8 @@ async def list_turns(
         edge.db, tenant_id=caller.tenant_id, where=where, before=read_cursor(cursor), limit=limit + 1
     )
     page, following = cut(rows, limit, key=lambda turn: turn.id)
-    data = [TurnView.of(turn) for turn in page]
+    known = await values.of_turns(edge, page)
+    data = [TurnView.of(turn, values=known) for turn in page]
     return reply(TurnPage(data=data, has_more=following is not None, next=following))
 
 
@@ -128,7 +129,11 @@ async def list_turns(
     },
 )
 async def get_turn(turn_id: str, request: Request, edge: EdgeDep, caller: Caller) -> Response:
-    """Cheap to repeat: with ``If-None-Match`` it is 304 while nothing changed, with ``wait`` it answers on a change."""
+    """Cheap to repeat: with ``If-None-Match`` it is 304 while nothing changed, with ``wait`` it answers on a change.
+
+    Large inputs and outputs are fetched, up to 1 MiB; where that is not possible they are null, and ``input_artifact`` and
+    ``output_artifact`` say where they are.
+    """
     turn = await _find(edge, caller, turn_id)
     seconds = wanted_wait(request)
     known = "if-none-match" in request.headers
@@ -139,7 +144,7 @@ async def get_turn(turn_id: str, request: Request, edge: EdgeDep, caller: Caller
         headers["Preference-Applied"] = f"wait={seconds}"
     if matches(request, etag(turn.version)):
         return Response(status_code=304, headers=headers)
-    return reply(await _view(edge, turn), headers=headers)
+    return reply(await _view(edge, turn, whole=True), headers=headers)
 
 
 @router.post(
@@ -158,7 +163,7 @@ async def cancel_turn(turn_id: str, edge: EdgeDep, caller: Caller, body: CancelB
     turn = await edge.mailbox.cancel_turn(
         in_path(Prefix.TURN, turn_id), tenant_id=caller.tenant_id, reason=(body or CancelBody()).reason
     )
-    return reply(TurnView.of(turn), status=200 if turn.status.terminal else 202, headers=_headers(edge, turn))
+    return reply(await _view(edge, turn), status=200 if turn.status.terminal else 202, headers=_headers(edge, turn))
 
 
 @router.post(
@@ -210,7 +215,7 @@ async def turn_steps(
     """The recorded steps of a turn that runs, waits or has ended, however it ended, and of the turns that it retries."""
     only(request, ("after", "limit"))
     turn = await _find(edge, caller, turn_id)
-    found = await steps.steps(edge.db, turn, after=after, limit=limit + 1)
+    found = await edge.archive.steps(turn, after=after, limit=limit + 1)
     page = found[:limit]
     following = page[-1].seq if page else after
     data = [StepView.of(step) for step in page]
@@ -231,12 +236,19 @@ async def _find(edge: Edge, caller: Caller, turn_id: str) -> TurnRecord:
     return turn
 
 
-async def _view(edge: Edge, turn: TurnRecord) -> TurnView:
+async def _view(edge: Edge, turn: TurnRecord, *, whole: bool = False) -> TurnView:
+    """``whole``: with its large values."""
+    known = await values.of_turns(edge, [turn])
+    if whole and known:
+        turn = await values.whole(edge, turn, known)
     queued = turn.status is TurnStatus.QUEUED and turn.position is not None and turn.position > 1
     return TurnView.of(
         turn,
+        values=known,
         blocked_by=await views.blocked_by(edge.db, turn.id) if queued else None,
-        waiting_for=await steps.waiting_for(edge.db, turn) if turn.status is TurnStatus.WAITING else None,
+        waiting_for=await edge.archive.waiting_for(turn, now=edge.clock.now())
+        if turn.status is TurnStatus.WAITING
+        else None,
     )
 
 

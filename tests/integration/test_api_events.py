@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +13,6 @@ from sqlalchemy import text
 
 from longshift.hot import delta_message, log_channel
 from longshift.model import Prefix, parse_id
-from longshift.testing.waiting import wait_until
 from longshift_api.schemas import EventPage
 from tests.support.api import Api, Hand
 
@@ -158,35 +156,20 @@ async def test_a_client_ahead_of_the_log_is_told_to_begin_again(api: Api) -> Non
     assert [frame.id for frame in seen[1:]] == [1, 2]
 
 
-async def test_events_that_were_archived_away_are_announced_as_a_gap(api: Api) -> None:
+async def test_archived_events_are_served_and_streamed_as_if_they_were_in_postgres(api: Api) -> None:
     turn = await finished(api)
-    await api.db.execute(text("DELETE FROM events WHERE seq <= 2"))
+    session = f"/v1/sessions/{turn['session_id']}/events"
+    before = (await api.client.get(session)).json()
+    steps = (await api.client.get(f"/v1/turns/{turn['id']}/steps")).json()
 
-    async with streaming(api, f"/v1/sessions/{turn['session_id']}/events") as stream:
-        seen = [await anext(stream) for _ in range(3)]
+    assert (await api.client.post(f"/v1/sessions/{turn['session_id']}/archive")).json()["events"] == 5
+    assert (await api.db.fetch(text("SELECT count(*) AS n FROM events")))[0].n == 0
 
-    assert seen[1] == Frame("gap", None, {"from": 1, "to": 2})
-    assert seen[2].id == 3
-
-
-async def test_a_client_that_leaves_cancels_nothing_and_leaves_nothing_behind(api: Api) -> None:
-    turn = await api.submit()
-    async with streaming(api, f"/v1/turns/{turn['id']}/events") as stream:
-        await anext(stream)
-        await wait_until(lambda: api.edge.hot.listeners() == 2, description="the stream listens")
-
-    await wait_until(lambda: api.edge.hot.listeners() == 0, description="nobody listens any more")
-    assert (await api.client.get(f"/v1/turns/{turn['id']}")).json()["status"] == "queued"
-
-
-async def test_streams_and_waiting_polls_end_when_the_server_stops(api: Api) -> None:
-    turn = await api.submit()
-    polling = asyncio.create_task(api.client.get(f"/v1/turns/{turn['id']}?wait=60"))
-    async with streaming(api, f"/v1/sessions/{turn['session_id']}/events") as stream:
-        await anext(stream)
-        await wait_until(lambda: api.edge.hot.listeners() == 2, description="both listen")
-
-        api.edge.stopping.set()
-
-        assert [frame async for frame in stream] == []
-    assert (await polling).json()["status"] == "queued"
+    assert (await api.client.get(session)).json() == before
+    assert (await api.client.get(f"/v1/turns/{turn['id']}/steps")).json() == steps
+    assert (await api.client.get(f"{session}?after=3&limit=1")).json()["data"] == before["data"][3:4]
+    async with streaming(api, session) as stream:
+        seen = [await anext(stream) for _ in range(6)]
+    assert [frame.data for frame in seen[1:]] == before["data"]
+    async with streaming(api, f"/v1/turns/{turn['id']}/events", **{"Last-Event-ID": "4"}) as stream:
+        assert [frame.event async for frame in stream] == ["open", "turn.succeeded", "done"]

@@ -57,6 +57,7 @@ async def test_a_running_turn_shows_each_step_it_has_recorded_and_nothing_else(a
         "name": "search",
         "status": "completed",
         "result": {"hits": 3},
+        "artifact": None,
         "error": None,
         "attempts": 1,
         "ms": 12,

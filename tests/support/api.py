@@ -152,12 +152,13 @@ class Hand:
         assert await log.append(self._edge.db, [log.Append(self._claim, self._next(), (event,))])
         await self._tell(turn)
 
-    async def succeed(self, turn_id: str, output: object = "done") -> None:
+    async def succeed(self, turn_id: str, output: object = "done", *, artifact: UUID | None = None) -> None:
+        """``artifact``: where the output is instead of the row."""
         turn = parse_id(Prefix.TURN, turn_id)
         event = self._event(Kind.TURN_SUCCEEDED, turn, {"output": output})
-        finish = log.Finish(
-            self._claim, self._next(), (event,), turn, TurnStatus.SUCCEEDED, json.dumps(output), None, keep=True
-        )
+        written = json.dumps(output) if artifact is None else None
+        status = TurnStatus.SUCCEEDED
+        finish = log.Finish(self._claim, self._next(), (event,), turn, status, written, None, True, artifact)
         assert await log.finish(self._edge.db, [finish])
         await self._tell(turn)
 

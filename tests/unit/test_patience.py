@@ -14,6 +14,7 @@ import pytest
 
 from longshift import Turn, agent, attempt
 from longshift.agent import Agent
+from longshift.artifacts import Spooled
 from longshift.attempt import Outcome
 from longshift.clock import SYSTEM
 from longshift.contract import Artifact
@@ -37,7 +38,7 @@ class Shelf(Outside):
     asked = 0
     pauses_pass = True
 
-    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
+    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes | Spooled, content_type: str) -> Artifact:
         self._ask()
         return await super().put_artifact(artifact_id, name=name, data=data, content_type=content_type)
 

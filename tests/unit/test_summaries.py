@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,24 +193,41 @@ def test_a_retry_goes_on_from_a_summary_that_was_recorded() -> None:
 
 @agent("fragile", budget=BUDGET)
 async def fragile(turn: Turn, _: bool) -> str:
+    assert turn._execution.whole_context() == _of_log(turn)
+    await turn.say("nearly done")
     if turn._execution.record.retry_of is None:
         raise ValueError("the first one fails")
+    await turn.say("done")
     assert turn._execution.context == _of_log(turn)
     return "done"
 
 
-def test_a_summary_whose_messages_are_gone_is_made_again() -> None:
+def without_event(log: Sequence[Event], left_out: Event) -> list[Event]:
+    kept = [event for event in log if event.seq != left_out.seq]
+    return [replace(event, seq=seq) for seq, event in enumerate(kept, start=1)]
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_summary_whose_messages_are_gone_is_made_again(number: int) -> None:
     """Its turn failed between the step and the event; meanwhile another turn has summarized the same messages."""
     log, passages = [*FULL[0]], [*FULL[1]]
     failing = run(fragile, True, log=log, passages=passages)
-    event = summaries(log)[0]
-    cut = [e for e in log if e.seq != event.seq]
-    log = [Event(**{name: getattr(e, name) for name in e.__slots__} | {"seq": n}) for n, e in enumerate(cut, start=1)]
+    log = without_event(log, summaries(log)[0])
     run(talker, 3, log=log, passages=passages)
+    for n in range(4):
+        run(plain, words(n), log=log)
     assert len(summaries(log)) == 1
-    retried = run(fragile, False, log=log, passages=passages, retry=failing)
-    assert retried.status == "succeeded"
+    retried = run(fragile, False, log=log, passages=passages, retry=failing, crash_after=number)
+    assert retried.status == "succeeded", retried.error
+    assert len(summaries(log)) == 2
+    assert retried.unused == ()
+    assert [event.payload["name"] for event in retried.events if event.kind == Kind.STEP_COMPLETED] == ["$summarize"]
     check_whole(log, passages)
+
+
+@agent("plain")
+async def plain(turn: Turn, text: str) -> str:
+    return text
 
 
 def test_a_budget_that_came_later_does_not_change_the_start_of_a_running_turn() -> None:

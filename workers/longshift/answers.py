@@ -27,6 +27,32 @@ class SessionInfo(TypedDict):
     last_seq: int
     metadata: dict[str, str]
     created_at: str
+    active_at: str  # when it was last made use of, about
+    ttl: float | None  # seconds; None: as the fleet is set up
+    expires_at: str | None  # not before this
+    archived_through: int  # events up to here are in the cold tier
+
+
+class MovedInfo(TypedDict):
+    session_id: str
+    events: int
+    archived_through: int
+    bytes: int
+
+
+class DeletedInfo(TypedDict):
+    session_id: str
+    turns: int
+    events: int
+    tool_calls: int
+    approvals: int
+    mail: int
+    checkpoints: int
+    passages: int
+    artifacts: int
+    blobs: int
+    bytes: int
+    complete: bool
 
 
 class WaitInfo(TypedDict):
@@ -36,6 +62,14 @@ class WaitInfo(TypedDict):
     until: str | None
 
 
+class ValueInfo(TypedDict):
+    id: str  # of an artifact
+    size: int | None
+    sha256: str | None
+    preview: str | None
+    links: dict[str, str]
+
+
 class TurnInfo(TypedDict):
     id: str
     session_id: str
@@ -43,7 +77,9 @@ class TurnInfo(TypedDict):
     agent: str
     agent_version: str | None
     input: Json
-    output: Json
+    input_artifact: ValueInfo | None
+    output: Json  # null, if it is large and cannot be shown: see Client.output
+    output_artifact: ValueInfo | None
     error: dict[str, Any] | None
     attempts: int
     created_at: str
@@ -83,12 +119,19 @@ class EventInfo(TypedDict):
     created_at: str
 
 
+class ArtifactUrlInfo(TypedDict):
+    url: str
+    presigned: bool  # false: a path of the API, which needs the key
+    expires_at: str | None
+
+
 class ArtifactInfo(TypedDict):
     id: str
     name: str
     content_type: str
     size: int
     sha256: str
+    created_at: str
 
 
 class StepInfo(TypedDict):
@@ -98,6 +141,7 @@ class StepInfo(TypedDict):
     name: str
     status: str  # completed, failed
     result: Json
+    artifact: ValueInfo | None
     error: dict[str, Any] | None
     attempts: int | None
     ms: int | None

@@ -10,16 +10,19 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
+from datetime import datetime
 from uuid import UUID
 
 from longshift import segments, snapshot
 from longshift.artifacts import read_verified
 from longshift.cold import Cold
-from longshift.db import archives
+from longshift.db import archives, steps
 from longshift.db.archives import ArchiveRecord
 from longshift.db.database import Database
+from longshift.db.steps import StepRecord, Wait
 from longshift.errors import ArtifactCorrupt, InvalidInput, NotFound, StoreUnavailable, Unavailable
 from longshift.events import Context, Event, apply
+from longshift.model import TurnRecord
 from longshift.segments import Manifest, Segment
 
 logger = logging.getLogger(__name__)
@@ -93,6 +96,27 @@ class Archive:
             if len(page) < PAGE:
                 return
             after = page[-1].seq
+
+    # -- what turns have done
+
+    async def steps(self, turn: TurnRecord, *, after: int = 0, limit: int = 100) -> list[StepRecord]:
+        """The recorded steps of a turn and of those that it retries, in the order of the log: those with ``seq > after``.
+
+        Raises as ``read``.
+        """
+        turn_ids, first_seq = await steps.chain(self._db, turn)
+        after = max(after, first_seq - 1)
+        found = await self.read(turn.session_id, after=after, limit=limit, turn_ids=turn_ids, kinds=steps.STEPS)
+        return [steps.step_of(event) for event in found]
+
+    async def waiting_for(self, turn: TurnRecord, *, now: datetime) -> list[Wait]:
+        """What a waiting turn waits for, in the order in which it began to; raises as ``read``."""
+        if turn.continues:  # it is open and so not archived; but what it goes on from may be
+            turn_ids, first_seq = await steps.chain(self._db, turn)
+            if (await archives.head(self._db, turn.session_id)).archived_through >= first_seq:
+                log = self.events(turn.session_id, after=first_seq - 1, turn_ids=turn_ids, kinds=steps.WAITED)
+                return steps.waits_of([event async for event in log], turn, now=now)
+        return await steps.waiting_for(self._db, turn)
 
     # -- what folds out of them
 

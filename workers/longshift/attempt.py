@@ -71,22 +71,35 @@ _KINDS = {
 }
 
 
-async def given(record: TurnRecord, get: Callable[[UUID], Awaitable[bytes]]) -> tuple[TurnRecord, Pointer | None]:
-    """The turn with its input, fetched with ``get`` if that is large, and the pointer to such an input.
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A turn with its whole input.
+
+    Attributes:
+        pointer: to the input, if it is large.
+        lost: the end of the turn, if its input is gone from the store.
+    """
+
+    record: TurnRecord
+    pointer: Pointer | None = None
+    lost: Outcome | None = None
+
+
+async def given(record: TurnRecord, get: Callable[[UUID], Awaitable[bytes]]) -> Given:
+    """The turn with its input, fetched with ``get`` if that is large.
 
     Raises:
         Unavailable: the store is away.
-        ValueLost: the input is not there any more.
     """
     if record.input_artifact is None:
-        return record, None
+        return Given(record)
     try:
         data = await get(record.input_artifact)
     except (NotFound, ArtifactCorrupt) as error:
-        raise lost(record.input_artifact, error) from None
+        return Given(record, Pointer(record.input_artifact, 0, ""), _gave_up(lost(record.input_artifact, error)))
     text = data.decode()
     pointer = Pointer(record.input_artifact, len(data), await hash_of(data), preview_of(text))
-    return replace(record, input=json.loads(text)), pointer
+    return Given(replace(record, input=json.loads(text)), pointer)
 
 
 def begun(record: TurnRecord, agent: Agent[Any, Any], *, now: datetime, pointer: Pointer | None = None) -> NewEvent:
@@ -164,9 +177,11 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
             else:
                 function = partial(copy_context().run, partial(agent.function, turn, value))
                 result = await asyncio.get_running_loop().run_in_executor(threads, function)
-        return _given_up(execution) or await _succeeded(agent, result, execution)
+        if execution.given_up is not None:
+            return _gave_up(execution.given_up)
+        return await _succeeded(agent, result, execution)
     except GivenUp as error:
-        return failed(error.code, str(error), **error.details)
+        return _gave_up(error)
     except StepFailed as error:
         return failed(error.code, str(error), step=error.step, type=error.error_type)
     except InvalidInput as error:
@@ -183,9 +198,8 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
         return failed("agent_error", "the agent was cancelled by its own code", type="CancelledError")
 
 
-def _given_up(execution: Execution) -> Outcome | None:
-    error = execution.given_up
-    return None if error is None else failed(error.code, str(error), **error.details)
+def _gave_up(error: GivenUp) -> Outcome:
+    return failed(error.code, str(error), **error.details)
 
 
 async def _succeeded(agent: Agent[Any, Any], result: Any, execution: Execution) -> Outcome:

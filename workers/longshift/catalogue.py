@@ -28,7 +28,6 @@ _LONGEST_MESSAGE = 300
 _MOST_NAMES = 20
 _HORIZON = timedelta(days=365_250)  # no time may be further away: what is computed from it must fit a datetime as well
 _NOT_BLANK = r"\S"
-NOTHING: Mapping[int, UUID] = {}
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
 
@@ -198,6 +197,21 @@ def check_batch(drafts: Drafts, catalogue: Catalogue, now: datetime, *, inline: 
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A large input: its artifact, and the artifacts that it names."""
+
+    artifact: UUID
+    named: frozenset[UUID]
+
+    def of(self, turn: NewTurn) -> NewTurn:
+        """The turn with this in the place of its input."""
+        return replace(turn, input=None, input_artifact=self.artifact, named=self.named)
+
+
+NOTHING: Mapping[int, Elsewhere] = {}
+
+
 def inputs(drafts: Drafts, places: Collection[int]) -> Generator[tuple[int, str], None, None]:
     """The inputs at these places, as JSON text."""
     for place, draft in enumerate(drafts):
@@ -206,7 +220,7 @@ def inputs(drafts: Drafts, places: Collection[int]) -> Generator[tuple[int, str]
 
 
 def entries(
-    drafts: Drafts, catalogue: Catalogue, now: datetime, *, laid_out: Mapping[int, UUID] = NOTHING
+    drafts: Drafts, catalogue: Catalogue, now: datetime, *, laid_out: Mapping[int, Elsewhere] = NOTHING
 ) -> Iterator[Entry]:
     """``laid_out``: by their place, the artifacts of inputs that are too large for a row."""
     for place, draft in enumerate(drafts):
@@ -214,7 +228,7 @@ def entries(
             raise LongshiftError("a batch changed between its two readings")
         turn = catalogue.new_turn(draft, now=now, check=False)
         if place in laid_out:
-            turn = replace(turn, input=None, input_artifact=laid_out[place])
+            turn = laid_out[place].of(turn)
         yield Entry(turn, draft.session_id or new_id())
 
 

@@ -30,13 +30,17 @@ from longshift.answers import (
     AgentInfo,
     ApprovalInfo,
     ArtifactInfo,
+    ArtifactUrlInfo,
     BatchInfo,
+    DeletedInfo,
     EventInfo,
+    MovedInfo,
     SessionInfo,
     SignalInfo,
     StepInfo,
     ToolCallInfo,
     TurnInfo,
+    ValueInfo,
 )
 from longshift.clock import SYSTEM, Clock
 from longshift.errors import Unavailable
@@ -44,6 +48,7 @@ from longshift.model import TERMINAL, Json, OnBusy, Prefix, Settlement, new_id
 from longshift.transport import (
     CHUNK,
     PATIENCE,
+    Check,
     Frame,
     Transport,
     file_chunks,
@@ -60,15 +65,19 @@ __all__ = [
     "AgentInfo",
     "ApprovalInfo",
     "ArtifactInfo",
+    "ArtifactUrlInfo",
     "BatchInfo",
     "Client",
+    "DeletedInfo",
     "EventInfo",
     "Frame",
+    "MovedInfo",
     "SessionInfo",
     "SignalInfo",
     "StepInfo",
     "ToolCallInfo",
     "TurnInfo",
+    "ValueInfo",
 ]
 
 T = TypeVar("T")
@@ -113,6 +122,53 @@ class Client:
         found: SessionInfo = await self._wire.get(path_of(session_id, Prefix.SESSION))
         return found
 
+    def sessions(self) -> AsyncIterator[SessionInfo]:
+        """Newest first."""
+        return self._wire.pages("/v1/sessions", {})
+
+    async def archive(self, session_id: str) -> MovedInfo:
+        """Move the events of an idle session to the cold tier.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        moved: MovedInfo = await self._wire.post(f"{path_of(session_id, Prefix.SESSION)}/archive", {})
+        return moved
+
+    async def restore(self, session_id: str) -> MovedInfo:
+        """Put its archived events back into Postgres.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        moved: MovedInfo = await self._wire.post(f"{path_of(session_id, Prefix.SESSION)}/restore", {})
+        return moved
+
+    async def delete_session(self, session_id: str) -> DeletedInfo:
+        """Delete a session with all that it has, in all tiers; what was removed.
+
+        Raises:
+            InUse: it has an open turn.
+        """
+        response = await self._wire.request("DELETE", path_of(session_id, Prefix.SESSION))
+        removed: DeletedInfo = response.json()
+        return removed
+
+    async def export(self, session_id: str) -> AsyncIterator[tuple[str, bytes]]:
+        """All that is known of a session: the type of each line, and the line with its end; checked as it comes.
+
+        Raises:
+            Unavailable: it was cut off; what has come is not all.
+            InvalidInput: it is not what was sent.
+        """
+        check = Check()
+        async with self._wire.stream(f"{path_of(session_id, Prefix.SESSION)}/export") as response:
+            async for line in lines(response):
+                text = line.encode() + b"\n"
+                yield check.add(text), text
+        if not check.whole:
+            raise Unavailable(f"the export of {session_id} was cut off: try again")
+
     # -- turns
 
     async def submit(
@@ -153,7 +209,10 @@ class Client:
     async def wait(
         self, turn_id: str, *, timeout: timedelta | None = None, on_change: Callable[[TurnInfo], None] | None = None
     ) -> TurnInfo:
-        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes."""
+        """The turn when it has ended, or as it is after ``timeout``; the API holds each answer until it changes.
+
+        A large output may be missing in it: ``output`` has it in any case.
+        """
         path = path_of(turn_id, Prefix.TURN)
         end = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
         response = await self._wire.request("GET", path)
@@ -167,6 +226,13 @@ class Client:
             if turn["status"] in TERMINAL or left <= 0:
                 return turn
             response = await self._wire.patiently(partial(self._changed, path, tag, left))
+
+    async def output(self, turn: TurnInfo) -> Json:
+        """The output of a turn, downloaded if it is too large for the API's answer (1 MiB)."""
+        large = turn["output_artifact"]
+        if turn["output"] is not None or large is None:
+            return turn["output"]
+        return json.loads(b"".join([chunk async for chunk in self.download(large["id"])]))
 
     async def cancel(self, id_: str, *, reason: str | None = None) -> TurnInfo | BatchInfo:
         """Ask a turn, or every open turn of a batch, to end."""
@@ -362,6 +428,7 @@ class Client:
             params=given(name=name),
             headers={"Content-Type": content_type, "Idempotency-Key": str(new_id())},
             content=streamed(file_chunks(content)) if isinstance(content, Path) else content,
+            timeout=httpx.Timeout(self._wire.seconds, read=10 * self._wire.seconds),  # all of it is stored first
         )
         artifact: ArtifactInfo = response.json()
         return artifact
@@ -370,7 +437,13 @@ class Client:
         found: ArtifactInfo = await self._wire.get(path_of(artifact_id, Prefix.ARTIFACT))
         return found
 
-    async def download(self, artifact_id: str) -> AsyncIterator[bytes]:
+    async def artifact_url(self, artifact_id: str, *, expires_in: int = 3600) -> ArtifactUrlInfo:
+        """A URL from which anybody may download the artifact for ``expires_in`` seconds, if its store can sign one."""
+        path = f"{path_of(artifact_id, Prefix.ARTIFACT)}/url"
+        found: ArtifactUrlInfo = await self._wire.get(path, params={"expires_in": expires_in})
+        return found
+
+    async def download(self, artifact_id: str) -> AsyncGenerator[bytes, None]:
         """The bytes of an artifact, in pieces."""
         async with self._wire.stream(f"{path_of(artifact_id, Prefix.ARTIFACT)}/content") as response:
             async for chunk in response.aiter_bytes(CHUNK):

@@ -14,14 +14,14 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from longshift.artifacts import ArtifactStore, Spooled, held, object_key, read_verified, stream_verified
+from longshift.artifacts import ArtifactStore, Digest, Spooled, check_range, in_memory, object_key, read_verified
 from longshift.db import collection, files
 from longshift.db import idempotency as idempotency_keys
 from longshift.db.collection import Object, Removed
 from longshift.db.database import Database
 from longshift.db.files import NewArtifact
 from longshift.db.idempotency import Idempotency
-from longshift.errors import NotFound, Unavailable
+from longshift.errors import ArtifactCorrupt, NotFound, Unavailable
 from longshift.model import ArtifactRecord, Prefix, new_id, show_id
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Cold:
             IdempotencyMismatch: the key was used with another body.
         """
         if isinstance(data, bytes):
-            with await held(data) as body:
+            with await in_memory(data) as body:
                 return await self.put(
                     body,
                     tenant_id=tenant_id,
@@ -176,6 +176,10 @@ class Cold:
             raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
         return record
 
+    async def find_all(self, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+        """Those of ``ids`` that the tenant has."""
+        return await files.find_all(self._db, ids, tenant_id=tenant_id)
+
     async def read(self, artifact_id: UUID, *, tenant_id: UUID, session_id: UUID | None = None) -> bytes:
         """All of it, verified; ``session_id``: who reads it, and keeps it from now on.
 
@@ -186,48 +190,62 @@ class Cold:
         try:
             return await read_verified(self.store, record.key, sha256=record.sha256)
         except NotFound:
-            record = await self._moved(record)
+            record = await self._moved(record, key=record.key)
             return await read_verified(self.store, record.key, sha256=record.sha256)
 
     async def stream(
-        self, artifact: ArtifactRecord, *, start: int = 0, end: int | None = None
+        self,
+        record: ArtifactRecord,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        pause: Callable[[Unavailable], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """Bytes ``start`` to ``end`` (excluded) in chunks. Of the whole, the last chunk is held back until the hash is known
-        to be right; a part cannot be verified.
+        """Bytes ``start`` to ``end`` (excluded) in chunks; like a slice, cut at the end. Of the whole, the last chunk is held
+        back until the hash of all is known to be right; a part cannot be verified.
+
+        Args:
+            pause: what to do while the store is away, before it goes on where it stopped; None: to raise.
 
         Raises:
-            NotFound, ArtifactCorrupt, Unavailable: the latter two also after some chunks.
+            InvalidInput: no range.
+            NotFound, ArtifactCorrupt, Unavailable: also after some chunks, which are of no use then.
         """
-        whole = start == 0 and (end is None or end >= artifact.size)
+        check_range(start, end)
+        stop = record.size if end is None else min(end, record.size)
+        whole = start == 0 and stop == record.size
+        digest, held, position, key = Digest(), b"", start, record.key
+        while position < stop:
+            try:
+                async with aclosing(self.store.stream(key, start=position, end=stop)) as chunks:
+                    async for chunk in chunks:
+                        position += len(chunk)
+                        if whole:
+                            digest.update(chunk)
+                        if held:
+                            yield held
+                        held = chunk
+                if position < stop:
+                    raise ArtifactCorrupt(f"artifact {key!r} has {position:,} bytes, expected {record.size:,}")
+            except NotFound:
+                key = (await self._moved(record, key=key)).key
+            except Unavailable as error:
+                if pause is None:
+                    raise
+                await pause(error)
+        if whole and digest.sha256 != record.sha256:
+            raise ArtifactCorrupt(f"artifact {key!r} has hash {digest.sha256}, expected {record.sha256}")
+        if held:
+            yield held
 
-        def chunks(of: ArtifactRecord) -> AsyncGenerator[bytes, None]:
-            if whole:
-                return stream_verified(self.store, of.key, sha256=of.sha256)
-            return self.store.stream(of.key, start=start, end=end)
-
-        begun = False
-        try:
-            async with aclosing(chunks(artifact)) as source:
-                async for chunk in source:
-                    begun = True
-                    yield chunk
-        except NotFound:
-            if begun:
-                raise
-        else:
-            return
-        async with aclosing(chunks(await self._moved(artifact))) as source:
-            async for chunk in source:
-                yield chunk
-
-    async def _moved(self, record: ArtifactRecord) -> ArtifactRecord:
-        """Where the artifact is now, if that is not where it was when it was looked up.
+    async def _moved(self, record: ArtifactRecord, *, key: str) -> ArtifactRecord:
+        """Where the artifact is now, for nothing is at ``key``: it may have been dropped and put again.
 
         Raises:
             NotFound: the object is gone, or the artifact.
         """
         now = await self.find(record.id, tenant_id=record.tenant_id)
-        if now.key == record.key:
+        if now.key == key:
             raise NotFound(f"the bytes of artifact {show_id(Prefix.ARTIFACT, record.id)} are gone from the store")
         return now
 

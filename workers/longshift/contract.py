@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -12,7 +12,9 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from longshift.artifacts import Spooled
 from longshift.clock import Clock
+from longshift.errors import Unavailable
 from longshift.events import NewEvent
 from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
 from longshift.underway import UnderWay
@@ -198,9 +200,24 @@ class Port(Protocol):
         """Whether the lease that stood at ``since`` (monotonic seconds) has not been taken away yet. From any thread."""
         ...
 
-    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact: ...
+    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes | Spooled, content_type: str) -> Artifact:
+        """Store bytes under an id that depends on them; the same id again is the same artifact.
 
-    async def get_artifact(self, artifact_id: UUID) -> bytes: ...
+        Raises:
+            Unavailable: the store, or Postgres, is away.
+            Conflict: the id has other bytes already.
+        """
+        ...
+
+    async def get_artifact(self, artifact_id: UUID) -> bytes:
+        """All of it, verified; raises NotFound, ArtifactCorrupt, Unavailable."""
+        ...
+
+    def stream_artifact(
+        self, artifact_id: UUID, *, start: int, end: int | None, pause: Callable[[Unavailable], Awaitable[None]]
+    ) -> AsyncGenerator[bytes, None]:
+        """Some of it in chunks; ``pause`` lets time pass while something is away. Raises NotFound, ArtifactCorrupt."""
+        ...
 
     async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
         """Keep passages of the session, numbered from 0 or by ``ordinals``, unless they are there; raises LeaseLost."""

@@ -9,6 +9,7 @@
      +- Conflict                       the request contradicts what is stored
      |   +- IdempotencyMismatch        same key, other body
      |   +- SessionBusy                ``on_busy=reject`` and a turn is open
+     |   +- InUse                      the session has an open turn, or was used in this very moment; retryable
      |   +- AlreadyAnswered            somebody else has decided, or nobody waits for the answer any more
      +- Denied                         the API key is missing, wrong, or lacks a scope
      +- Unavailable                    Postgres, Redis or the object store did not answer; retryable
@@ -95,6 +96,13 @@ class SessionBusy(Conflict):
     """The session has an open turn and the request said ``on_busy=reject``."""
 
     code = "session_busy"
+    retryable = True
+
+
+class InUse(Conflict):
+    """What was asked for needs an idle session, and it has an open turn or is used in this very moment."""
+
+    code = "in_use"
     retryable = True
 
 

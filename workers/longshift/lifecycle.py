@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from longshift import segments, snapshot
 from longshift.archive import Archive
 from longshift.cold import Cold
-from longshift.db import archives
+from longshift.db import archives, deletions
 from longshift.db.archives import ArchiveRecord, Head
 from longshift.db.database import Database, chunks
-from longshift.errors import ArtifactCorrupt, Conflict
+from longshift.errors import ArtifactCorrupt, InUse, LongshiftError
 from longshift.events import Context, apply
+from longshift.hot import Contexts
 from longshift.model import Prefix, new_id, show_id
 from longshift.segments import CONTEXT_TYPE, MANIFEST_TYPE, SEGMENT_TYPE, Draft, Manifest, Segment, StoredEvent
 
 logger = logging.getLogger(__name__)
+AGAIN = timedelta(minutes=1)
+"""After a deletion the sweeper looks so much later for what somebody wrote meanwhile; and again, as long as it is in vain."""
 PIECE = 1000
 """Rows of events that are removed or put back in one transaction: about 10 ms."""
 READ_BYTES = 4 * 1024 * 1024
@@ -40,6 +44,36 @@ class Moved:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion has removed, of all tiers.
+
+    Attributes:
+        sessions, turns, events, tool_calls, approvals, mail, checkpoints, passages: how many. Events are those of the log,
+            archived or not.
+        artifacts, blobs: those that no other session needs; ``bytes`` of the blobs.
+        complete: False: something was away; the sweeper removes the rest.
+    """
+
+    sessions: int = 0
+    turns: int = 0
+    events: int = 0
+    tool_calls: int = 0
+    approvals: int = 0
+    mail: int = 0
+    checkpoints: int = 0
+    passages: int = 0
+    artifacts: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    complete: bool = True
+
+    def __add__(self, other: Deleted) -> Deleted:
+        names = [each.name for each in fields(self) if each.name != "complete"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Deleted(**sums, complete=self.complete and other.complete)
+
+
 @dataclass(slots=True)
 class Sealing:
     """An archive while it is made: the segments before, the new ones, and the fold of all of them."""
@@ -52,8 +86,9 @@ class Sealing:
 class Lifecycle:
     """Archives, restores and deletes sessions, for one process."""
 
-    def __init__(self, db: Database, cold: Cold, archive: Archive) -> None:
-        self._db, self._cold, self._archive = db, cold, archive
+    def __init__(self, db: Database, cold: Cold, archive: Archive, contexts: Contexts | None = None) -> None:
+        """``contexts``: the hot copies, of which a deleted session keeps none; None: there are none."""
+        self._db, self._cold, self._archive, self._contexts = db, cold, archive, contexts
 
     # -- to the cold tier
 
@@ -62,13 +97,13 @@ class Lifecycle:
 
         Raises:
             NotFound: no such session (of that tenant).
-            Conflict: it has an open turn, or was used meanwhile.
+            InUse: it has an open turn, or was used meanwhile.
             ArtifactCorrupt: its log has a gap, or what was archived before cannot be read.
             Unavailable: Postgres or the store is away.
         """
         seen = await archives.head(self._db, session_id, tenant_id=tenant_id)
         if seen.in_use:
-            raise Conflict(f"{show_id(Prefix.SESSION, session_id)} has an open turn: wait for its end, or cancel it")
+            raise InUse(f"{show_id(Prefix.SESSION, session_id)} has an open turn: wait for its end, or cancel it")
         found = await archives.find(self._db, session_id)
         if found is not None and found.through_seq != seen.archived_through:
             raise _changed(session_id)
@@ -96,9 +131,10 @@ class Lifecycle:
         if (sealing.context.seq, sealing.context.event_id) != (seen.last_seq, seen.last_event_id):
             raise _changed(session_id)
         record = await self._put_ends(session_id, sealing, tenant_id=seen.tenant_id)
-        gone = [before.manifest_id, before.context_id] if before is not None else []
-        if not await archives.seal(self._db, session_id, record, seen=seen, added=sealing.added, gone=gone):
+        if not await archives.seal(self._db, session_id, record, seen=seen, added=sealing.added):
             raise _changed(session_id)
+        if before is not None:
+            await self._release(session_id, [before.manifest_id, before.context_id], tenant_id=seen.tenant_id)
         return Moved(seen.last_seq - seen.archived_through, record.through_seq, record.bytes)
 
     async def _stored(self, session_id: UUID, seen: Head) -> AsyncIterator[StoredEvent]:
@@ -140,6 +176,10 @@ class Lifecycle:
         sealing.added.append(artifact_id)
         return artifact_id
 
+    async def _release(self, session_id: UUID, artifacts: Sequence[UUID], *, tenant_id: UUID) -> None:
+        """Nobody reads these any more. Those that are not released because this process dies go with their session."""
+        await self._cold.release(artifacts, tenant_id=tenant_id, session_id=session_id)
+
     async def _trim(self, session_id: UUID) -> None:
         """Remove the rows of archived events, as long as nobody uses the session; the sweeper comes back to what is left."""
         while await archives.trim(self._db, session_id, limit=PIECE) == PIECE:
@@ -153,7 +193,7 @@ class Lifecycle:
 
         Raises:
             NotFound: no such session (of that tenant).
-            Conflict: it has an open turn, or was used meanwhile.
+            InUse: it has an open turn, or was used meanwhile.
             ArtifactCorrupt: what is stored is not what was archived; nothing has changed.
             Unavailable: Postgres or the store is away.
         """
@@ -172,10 +212,61 @@ class Lifecycle:
                 if not await archives.put_back(self._db, session_id, events, seen=seen):
                     raise _changed(session_id)
         gone = [found.manifest_id, found.context_id, *(segment.artifact_id for segment in manifest.segments)]
-        if not await archives.unseal(self._db, session_id, seen=seen, gone=gone):
+        if not await archives.unseal(self._db, session_id, seen=seen):
             raise _changed(session_id)
+        await self._release(session_id, gone, tenant_id=seen.tenant_id)
         return Moved(found.events, seen.last_seq, 0)
 
+    # -- for good
 
-def _changed(session_id: UUID) -> Conflict:
-    return Conflict(f"{show_id(Prefix.SESSION, session_id)} was used, or moved, meanwhile: try again")
+    async def delete(
+        self, session_id: UUID, *, tenant_id: UUID | None = None, unused_since: datetime | None = None
+    ) -> Deleted:
+        """Delete a session with all that it has in all tiers. What remains is a tombstone: its id is not given out again.
+
+        Raises:
+            NotFound: no such session (of that tenant).
+            InUse: it has an open turn, or its turn is the child of one; or it was used after ``unused_since``.
+            Unavailable: Postgres is away: nothing was deleted, or all of it will be.
+        """
+        buried = await deletions.bury(self._db, session_id, again=AGAIN, tenant_id=tenant_id, unused_since=unused_since)
+        removed = Deleted(sessions=1, events=buried.events)
+        try:
+            return removed + await self._purge(session_id, tenant_id=buried.tenant_id, epoch=buried.epoch)
+        except LongshiftError as error:
+            logger.warning(
+                "session deleted, the rest of it is removed later",
+                extra={"session_id": session_id.hex, "reason": str(error)},
+            )
+            return removed + Deleted(complete=False)
+
+    async def finish_deletion(self, session_id: UUID, *, tenant_id: UUID, epoch: int) -> None:
+        """For the sweeper: remove what is left of a deleted session.
+
+        Raises:
+            LongshiftError: it cannot be done now.
+        """
+        await deletions.postpone(self._db, session_id, again=AGAIN)
+        await self._purge(session_id, tenant_id=tenant_id, epoch=epoch)
+        await deletions.purged(self._db, session_id)
+
+    async def _purge(self, session_id: UUID, *, tenant_id: UUID, epoch: int) -> Deleted:
+        if self._contexts is not None:
+            await self._contexts.bury((tenant_id, session_id), epoch=epoch)
+        rows = await deletions.purge(self._db, session_id, limit=PIECE)
+        dropped = await self._cold.drop(tenant_id=tenant_id, session_ids=[session_id])
+        return Deleted(
+            turns=rows["turns"],
+            tool_calls=rows["tool_calls"],
+            approvals=rows["approvals"],
+            mail=rows["mail"],
+            checkpoints=rows["checkpoints"],
+            passages=rows["passages"],
+            artifacts=dropped.artifacts,
+            blobs=dropped.blobs,
+            bytes=dropped.bytes,
+        )
+
+
+def _changed(session_id: UUID) -> InUse:
+    return InUse(f"{show_id(Prefix.SESSION, session_id)} was used, or moved, meanwhile: try again")

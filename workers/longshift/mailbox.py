@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
-from datetime import datetime
-from itertools import islice
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, check_times, entries, inputs
+from longshift.catalogue import Catalogue, Draft, Drafts, check_batch, check_times, entries
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
 from longshift.config import Config
@@ -25,15 +23,14 @@ from longshift.db import idempotency as idempotency_keys
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Accepted, Entry, NewBatch
-from longshift.errors import InvalidInput, NotFound, Unavailable, UnknownAgent
-from longshift.events import encode
+from longshift.errors import InvalidInput, NotFound, UnknownAgent
 from longshift.hot import Hot, turn_channel
+from longshift.inputs import Inputs
 from longshift.model import (
     ApprovalRecord,
     BatchRecord,
     Json,
     MailKind,
-    NewTurn,
     OnBusy,
     Prefix,
     Settlement,
@@ -42,12 +39,10 @@ from longshift.model import (
     new_id,
     show_id,
 )
-from longshift.offload import CONTENT_TYPE, lay_out, size_of
+from longshift.warming import Warmer
 
 CATALOGUE_TTL = 2.0
 """Seconds for which the registered agents are remembered; an unknown name is looked up at once."""
-AT_ONCE = 8
-"""Large inputs of a batch that are stored side by side."""
 
 
 class Bell:
@@ -86,9 +81,20 @@ class Bell:
 class Mailbox:
     """Turns, batches, signals and cancels for one process. Close it before the database and Redis."""
 
-    def __init__(self, db: Database, hot: Hot, *, cold: Cold, config: Config, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        db: Database,
+        hot: Hot,
+        *,
+        cold: Cold,
+        config: Config,
+        clock: Clock = SYSTEM,
+        warmer: Warmer | None = None,
+    ) -> None:
+        """``warmer``: what is accepted in sessions of before is prepared while it waits; None: it is not."""
         self._db = db
-        self._cold = cold
+        self._warmer = warmer
+        self._inputs = Inputs(cold, limits=config)
         self._bell = Bell(hot)
         self._config = config
         self._clock = clock
@@ -96,7 +102,15 @@ class Mailbox:
         self._catalogue_at = -CATALOGUE_TTL
 
     async def close(self) -> None:
+        if self._warmer is not None:
+            await self._warmer.close()
         await self._bell.close()
+
+    def _accepted(self, accepted: Accepted, *, tenant_id: UUID, new: bool) -> None:
+        """What follows a commit. ``new``: in a session that was not there before."""
+        self._bell.ring(accepted.ring)
+        if self._warmer is not None and not new:
+            self._warmer.warm((tenant_id, session_id) for session_id, _ in accepted.ring)
 
     async def catalogue(self, *, wanted: tuple[str, str | None] | None = None) -> Catalogue:
         """The registered agents, at most ``CATALOGUE_TTL`` old; of now, if ``wanted`` (name, version) is not there."""
@@ -135,7 +149,7 @@ class Mailbox:
             turn = catalogue.new_turn(draft, now=now)
             if on_busy is not OnBusy.ENQUEUE and draft.run_after is not None:
                 raise InvalidInput(f"on_busy {on_busy.value!r} decides now, run_after later: use one of them")
-            turn = await self._laid_out(turn, tenant_id=tenant_id)
+            turn = await self._inputs.lay_out(turn, tenant_id=tenant_id)
             accepted = await intake.submit(
                 self._db,
                 [Entry(turn, draft.session_id or new_id(), create=draft.session_id is None)],
@@ -146,7 +160,7 @@ class Mailbox:
                 idempotency=idempotency,
                 reject_busy=on_busy is OnBusy.REJECT,
             )
-            self._bell.ring(accepted.ring)
+            self._accepted(accepted, tenant_id=tenant_id, new=draft.session_id is None)
         if on_busy is OnBusy.REPLACE:  # also for a repeat: the first request may have died before it came to this
             before = await mail.open_before(self._db, accepted.resource_id)
             await self._end(before, tenant_id=tenant_id, reason="replaced by a newer turn")
@@ -191,7 +205,7 @@ class Mailbox:
             deadline=deadline,
             idempotency=idempotency,
         )
-        self._bell.ring(accepted.ring)
+        self._accepted(accepted, tenant_id=tenant_id, new=False)
         return accepted
 
     async def submit_batch(
@@ -222,7 +236,7 @@ class Mailbox:
             catalogue = await self.catalogue()
             checked = await asyncio.to_thread(check_batch, drafts, catalogue, now, inline=inline)
         checked.verify()
-        laid_out = await self._all_laid_out(drafts, checked.large, tenant_id=tenant_id)
+        laid_out = await self._inputs.lay_out_all(drafts, checked.large, tenant_id=tenant_id)
         batch = NewBatch(total=checked.total, metadata=metadata or {})
         accepted = await intake.submit(
             self._db,
@@ -244,16 +258,25 @@ class Mailbox:
         *,
         tenant_id: UUID,
         metadata: Mapping[str, str] | None = None,
+        ttl: timedelta | None = None,
         idempotency: Idempotency | None = None,
     ) -> tuple[UUID, bool]:
         """The session's id and whether it is new; a client that chooses the id may repeat the request.
+
+        ``ttl``: how long it is kept after its last activity; None: as the fleet is set up.
 
         Raises:
             NotFound: the id belongs to somebody else, or to a deleted session.
             IdempotencyMismatch: the key was used with another body.
         """
         return await intake.create_session(
-            self._db, session_id or new_id(), tenant_id=tenant_id, metadata=metadata or {}, idempotency=idempotency
+            self._db,
+            session_id or new_id(),
+            tenant_id=tenant_id,
+            metadata=metadata or {},
+            ttl=ttl,
+            default_ttl=self._config.session_ttl,
+            idempotency=idempotency,
         )
 
     async def cancel_turn(self, turn_id: UUID, *, tenant_id: UUID, reason: str = "cancelled by a client") -> TurnRecord:
@@ -271,6 +294,10 @@ class Mailbox:
         if turn is None:
             raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
         return turn
+
+    async def cancel_turns(self, turn_ids: Collection[UUID], *, tenant_id: UUID, reason: str) -> None:
+        """Ask many turns to end; those that have ended stay as they are."""
+        await self._end(turn_ids, tenant_id=tenant_id, reason=reason)
 
     async def cancel_batch(
         self, batch_id: UUID, *, tenant_id: UUID, reason: str = "batch cancelled by a client"
@@ -372,45 +399,6 @@ class Mailbox:
         if turns:
             ring = await mail.end_turns(self._db, turns, tenant_id=tenant_id, kind=MailKind.CANCEL, reason=reason)
             self._bell.ring(ring, changed=turns)
-
-    async def _laid_out(self, turn: NewTurn, *, tenant_id: UUID) -> NewTurn:
-        """The turn with its input in the cold tier, if that is large. Nothing refers to it before the turn is accepted, so
-        that nothing is left of a turn that is not."""
-        pointer = await self._lay_out(encode(turn.input), root=turn.id, tenant_id=tenant_id)
-        return turn if pointer is None else replace(turn, input=None, input_artifact=pointer)
-
-    async def _all_laid_out(self, drafts: Drafts, large: Collection[int], *, tenant_id: UUID) -> dict[int, UUID]:
-        """The artifacts of the inputs at these places; a few at a time, for a batch need not fit into memory. When the store
-        is found to be away, the others are not tried: each would wait for it."""
-        laid_out: dict[int, UUID] = {}
-        texts = inputs(drafts, frozenset(large))
-        try:
-            while large and (some := await asyncio.to_thread(lambda: list(islice(texts, AT_ONCE)))):
-                stored = await asyncio.gather(
-                    *(self._lay_out(text, root=new_id(), tenant_id=tenant_id) for _, text in some)
-                )
-                laid_out |= {place: found for (place, _), found in zip(some, stored, strict=True) if found is not None}
-                if None in stored:
-                    await asyncio.to_thread(self._check_room, texts)
-        finally:
-            texts.close()
-        return laid_out
-
-    def _check_room(self, texts: Iterable[tuple[int, str]]) -> None:
-        """Raises Unavailable: one of these inputs is too large for its row."""
-        if any(size_of(text) > self._config.max_event for _, text in texts):
-            raise Unavailable(
-                "the artifact store is away, and the batch has inputs too large to do without it: try again"
-            )
-
-    async def _lay_out(self, text: str, *, root: UUID, tenant_id: UUID) -> UUID | None:
-        async def put(identity: UUID, data: bytes) -> object:
-            return await self._cold.put(
-                data, tenant_id=tenant_id, name="input.json", content_type=CONTENT_TYPE, artifact_id=identity
-            )
-
-        laid = await lay_out(text, root=root, place=("input",), limits=self._config, put=put, what="the input")
-        return laid.pointer.id if laid.pointer is not None else None
 
     async def _repeated(self, idempotency: Idempotency | None, *, tenant_id: UUID) -> Accepted | None:
         """The answer to an equal request before, without validating it again: its deadline may have passed by now."""

@@ -29,6 +29,13 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.collected = Counter(
+            "longshift_collected",
+            "What the collector has removed because nothing refers to it: artifacts, blobs (their bytes, once for each tenant"
+            " and content) and bytes.",
+            ["what"],
+            registry=self.registry,
+        )
         self.restore_seconds = Histogram(
             "longshift_context_restore_seconds",
             "Time to restore a context.",

@@ -264,7 +264,10 @@ class SessionRecord:
     last_seq: int
     metadata: Mapping[str, str]
     created_at: datetime
-    expires_at: datetime | None
+    active_at: datetime  # of what happened last, about: made, claimed, or a turn ended
+    ttl: timedelta | None  # its own; None: as the fleet is set up
+    expires_at: datetime | None  # not before this; later, if it is used until then
+    archived_through: int  # events up to here are in the cold tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,3 +375,4 @@ class NewTurn:
     retry_of: UUID | None = None
     root_turn_id: UUID | None = None  # None: it begins a chain of its own
     input_artifact: UUID | None = None  # where the input is, if it is too large for a row; ``input`` is None then
+    named: frozenset[UUID] = frozenset()  # artifacts that such an input names

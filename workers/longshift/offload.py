@@ -19,6 +19,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from uuid import UUID
@@ -82,11 +83,6 @@ class Pointer:
             return cls(parse_id(Prefix.ARTIFACT, recorded), 0, "")
         identity = parse_id(Prefix.ARTIFACT, recorded["id"])
         return cls(identity, recorded["size"], recorded["sha256"], recorded.get("preview", ""))
-
-    @classmethod
-    def gone(cls, artifact_id: UUID | None) -> Pointer:
-        """To a value of which nothing is known any more."""
-        return cls(artifact_id or UUID(int=0), 0, "")
 
     @property
     def facts(self) -> dict[str, Json]:
@@ -266,16 +262,26 @@ def lost(artifact_id: UUID, error: Exception) -> ValueLost:
 
 async def patiently(execution: Execution, ask: Callable[[], Awaitable[T]]) -> T:
     """Ask a store until it answers. That it is away is nobody's failure: the turn waits, until somebody ends it."""
-    attempt = 0
+    pause = patience(execution)
     while True:
         try:
             return await ask()
         except Unavailable as error:
-            if attempt == 0:
-                logger.warning(
-                    "a turn waits for the artifact store",
-                    extra={"turn_id": execution.record.id.hex, "reason": str(error)},
-                )
-            attempt = min(attempt + 1, 20)
+            await pause(error)
+
+
+def patience(execution: Execution) -> Callable[[Unavailable], Awaitable[None]]:
+    """Lets time pass each time that a store is away, longer and longer."""
+    attempts = count(1)
+
+    async def pause(error: Unavailable) -> None:
+        attempt = next(attempts)
+        if attempt == 1:
+            logger.warning(
+                "a turn waits for the artifact store",
+                extra={"turn_id": execution.record.id.hex, "reason": str(error)},
+            )
         # not the turn's random numbers: those would differ on a replay, which waits for nothing
-        await execution.pause(AWAY.pause(attempt, random=Random()))
+        await execution.pause(AWAY.pause(min(attempt, 20), random=Random()))
+
+    return pause

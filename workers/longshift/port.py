@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
-from longshift.catalogue import Draft
+from longshift.artifacts import Spooled
+from longshift.catalogue import Draft, Elsewhere
 from longshift.clock import Clock
 from longshift.cold import Cold
 from longshift.context import Tiers
 from longshift.contract import Artifact, Cause, Look, NewChild, Passage, Question, RecallScope
 from longshift.db import approvals, children, tool_calls
 from longshift.db.database import Database
+from longshift.db.files import named_in
 from longshift.db.passages import Reach
 from longshift.errors import LeaseLost, Unavailable
-from longshift.events import NewEvent
+from longshift.events import NewEvent, encode
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
@@ -146,14 +149,15 @@ class TurnPort:
         catalogue = await self._outside.mailbox.catalogue(wanted=(child.agent, None))
         draft = Draft(agent=child.agent, input=child.input, deadline=child.deadline, metadata=child.metadata)
         turn = catalogue.new_turn(draft, now=self.clock.now())
-        return replace(
+        turn = replace(
             turn,
             id=child.id,
             parent_turn_id=self._record.id,
             queue=child.queue or turn.queue,
-            input=turn.input if child.input_artifact is None else None,
-            input_artifact=child.input_artifact,
         )
+        if child.input_artifact is None:
+            return turn
+        return Elsewhere(child.input_artifact, frozenset(named_in(encode(child.input)))).of(turn)
 
     def _lost(self) -> NoReturn:
         self._outside.journal.lose(self._lease)
@@ -185,7 +189,7 @@ class TurnPort:
         soon = self.clock.monotonic() - since < outside.lock_grace.total_seconds()
         return soon and not self._lease.lost and outside.journal.is_open and outside.is_beating()
 
-    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
+    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes | Spooled, content_type: str) -> Artifact:
         record, _ = await self._outside.cold.put(
             data,
             tenant_id=self._record.tenant_id,
@@ -197,7 +201,23 @@ class TurnPort:
         return shown(record)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
-        return await self._outside.cold.read(artifact_id, tenant_id=self._record.tenant_id)
+        return await self._outside.cold.read(
+            artifact_id, tenant_id=self._record.tenant_id, session_id=self._record.session_id
+        )
+
+    async def stream_artifact(
+        self, artifact_id: UUID, *, start: int, end: int | None, pause: Callable[[Unavailable], Awaitable[None]]
+    ) -> AsyncGenerator[bytes, None]:
+        cold, tenant, session = self._outside.cold, self._record.tenant_id, self._record.session_id
+        record = None
+        while record is None:
+            try:
+                record = await cold.find(artifact_id, tenant_id=tenant, session_id=session)
+            except Unavailable as error:
+                await pause(error)
+        async with aclosing(cold.stream(record, start=start, end=end, pause=pause)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
         retrieval, numbers = self._outside.retrieval, range(len(texts)) if ordinals is None else ordinals

@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from itertools import count
 from typing import Any
-from uuid import UUID
 
 from longshift.agent import Agent, Agents
-from longshift.attempt import Outcome, begun, call, failed, given, left, resumed, stopped, unwind
+from longshift.attempt import Given, Outcome, begun, call, failed, given, left, resumed, stopped, unwind
 from longshift.db import children, leases, log
-from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, Unavailable, ValueLost
+from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, Unavailable
 from longshift.execution import Execution
 from longshift.lease import Lease
 from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
-from longshift.offload import Pointer
 from longshift.port import Outside, TurnPort
 from longshift.restoring import Place, Restorer
 
@@ -176,21 +174,19 @@ class Runner:
             await self._defer(run, record)
             return None
         try:
-            record, pointer = await given(record, self._reads(record))
-            lost: ValueLost | None = None
+            had = await given(record, partial(self._outside.cold.read, tenant_id=record.tenant_id))
         except Unavailable as error:
             await self._postpone(run.lease, record, error)
             return None
-        except ValueLost as error:
-            pointer, lost = Pointer.gone(record.input_artifact), error
+        record = had.record
         ends = run.lease.seq, run.lease.event_id
-        started = await self._start(run.lease, agent, record, pointer)
+        started = await self._start(run.lease, agent, had)
         if started is None:
             return await self._next(run.lease)
         run.started = True
-        if lost is not None:
-            return await self._finish(run, record, failed(lost.code, str(lost), **lost.details))
-        restored = await self._restore(run, record, pointer, ends=ends, started=started)
+        if had.lost is not None:
+            return await self._finish(run, record, had.lost)
+        restored = await self._restore(run, had, ends=ends, started=started)
         stop, result = (restored, None) if isinstance(restored, Stop) else await self._drive(run, agent, restored)
         match stop:
             case Stop.LOST:
@@ -223,6 +219,8 @@ class Runner:
         if not run.started:
             raise error
         logger.error("turn failed inside", exc_info=error, extra={"turn_id": record.id.hex})
+        if isinstance(error, ArtifactCorrupt):
+            return await self._finish(run, record, failed(error.code, str(error)))
         return await self._finish(run, record, failed("internal", f"{type(error).__name__}: {error}"))
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:
@@ -235,21 +233,16 @@ class Runner:
             )
         await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
 
-    def _reads(self, record: TurnRecord) -> Callable[[UUID], Awaitable[bytes]]:
-        return partial(self._outside.cold.read, tenant_id=record.tenant_id)
-
     async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
         """The turn's input cannot be fetched: it waits where it is, holding no worker, and can be cancelled and expire."""
         extra = {"turn_id": record.id.hex, "reason": str(error)}
         logger.warning("a turn waits for the artifact store", extra=extra)
         await self._give_back(lease, delay=STORE_AWAY, queue=record.queue)
 
-    async def _start(
-        self, lease: Lease, agent: Agent[Any, Any], record: TurnRecord, pointer: Pointer | None
-    ) -> datetime | None:
+    async def _start(self, lease: Lease, agent: Agent[Any, Any], had: Given) -> datetime | None:
         """Record ``turn.started`` and return its time; None if the turn ended before."""
-        now = self._outside.clock.now()
-        event = begun(record, agent, now=now, pointer=pointer)
+        now, record = self._outside.clock.now(), had.record
+        event = begun(record, agent, now=now, pointer=had.pointer)
         done = await self._outside.journal.write(
             lease, lambda seq: log.Start(lease.claim, seq, (event,), record.id, agent.version)
         )
@@ -267,10 +260,9 @@ class Runner:
         )
         return next((m for m in mail if m.turn_id == record.id), None)
 
-    async def _restore(
-        self, run: Run, record: TurnRecord, pointer: Pointer | None, *, ends: Place, started: datetime
-    ) -> Execution | Stop:
+    async def _restore(self, run: Run, had: Given, *, ends: Place, started: datetime) -> Execution | Stop:
         """The turn with its context and with what is recorded of it; or why it leaves before it has them."""
+        record = had.record
         for attempt in count():
             try:
                 before, recorded = await self._restorer.restore(run.lease, record, ends=ends)
@@ -283,7 +275,7 @@ class Runner:
                 return stop
             await self._outside.journal.ready()
         port = TurnPort(self._outside, run.lease, record)
-        return resumed(record, recorded, before=before, port=port, now=started, pointer=pointer)
+        return resumed(record, recorded, before=before, port=port, now=started, pointer=had.pointer)
 
     async def _drive(self, run: Run, agent: Agent[Any, Any], execution: Execution) -> tuple[Stop, Outcome | None]:
         """Let the agent run until it ends or has to leave; unwound either way when this returns."""

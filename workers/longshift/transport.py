@@ -8,8 +8,10 @@ anything else         LongshiftError: it is no Longshift that answers there
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from longshift.errors import (
     Conflict,
     Denied,
     IdempotencyMismatch,
+    InUse,
     InvalidInput,
     LongshiftError,
     NotFound,
@@ -50,7 +53,16 @@ SILENCE = 45.0
 
 _ERRORS: Mapping[str, type[LongshiftError]] = {
     kind.code: kind
-    for kind in (NotFound, UnknownAgent, Conflict, AlreadyAnswered, IdempotencyMismatch, SessionBusy, Unavailable)
+    for kind in (
+        NotFound,
+        UnknownAgent,
+        Conflict,
+        AlreadyAnswered,
+        IdempotencyMismatch,
+        InUse,
+        SessionBusy,
+        Unavailable,
+    )
 }
 
 
@@ -199,6 +211,34 @@ class Transport:
         if not response.is_success and response.status_code != httpx.codes.NOT_MODIFIED:
             raise _problem(response, self.url)
         return response
+
+
+class Check:
+    """Reads the lines of an export (docs/reference/export.md) as they come, and says at the end whether they are all of it."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.counts: Counter[str] = Counter()
+        self.whole = False
+
+    def add(self, line: bytes) -> str:
+        """One line, its end included: of which type it is.
+
+        Raises:
+            InvalidInput: it is no line of an export, or not all lines before it are those that were sent.
+        """
+        try:
+            fields = json.loads(line)
+            kind = str(fields["type"])
+        except (ValueError, TypeError, KeyError):
+            raise InvalidInput(f"this is no line of an export: {line[:80]!r}") from None
+        if kind != "end":
+            self._digest.update(line)
+            self.counts[kind] += 1
+        elif fields["sha256"] != self._digest.hexdigest() or fields["counts"] != dict(self.counts):
+            raise InvalidInput("the export is not what was sent: its lines do not have the hash that its end names")
+        self.whole = kind == "end"
+        return kind
 
 
 async def lines(response: httpx.Response) -> AsyncIterator[str]:

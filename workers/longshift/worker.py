@@ -22,10 +22,12 @@ from typing import Any
 from uuid import UUID
 
 from longshift.agent import Agents
+from longshift.aging import Aging
 from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
+from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
 from longshift.db import leases
@@ -39,6 +41,7 @@ from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
 from longshift.ledger import Ledger
+from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.metrics import Metrics
@@ -138,7 +141,13 @@ class Worker:
         if self._isolated:
             self._serve(suspects=self._admit_forever())
         else:
-            self._serve(claims=self._claim_forever(), sweeper=self._sweeper.run(), warden=self._warden.run())
+            self._serve(
+                claims=self._claim_forever(),
+                sweeper=self._sweeper.run(),
+                collector=self._collector.run(),
+                aging=self._aging.run(),
+                warden=self._warden.run(),
+            )
             if self._config.metrics_port is not None:
                 self.metrics.serve(self._config.metrics_port, host=self._config.host)
         self._heartbeat.start(asyncio.get_running_loop())
@@ -166,6 +175,7 @@ class Worker:
         self._mailroom = Mailroom(self._db, self._notices)
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
         cold = Cold(self._db, self._store)
+        archive = Archive(self._db, cold)
         outside = Outside(
             db=self._db,
             journal=self._journal,
@@ -188,7 +198,7 @@ class Worker:
             is_beating=lambda: self._heartbeat.is_heard,
             tiers=Tiers(
                 contexts=self._hot.contexts,
-                archive=Archive(self._db, cold),
+                archive=archive,
                 metrics=self.metrics,
                 verify=config.hot_verify,
                 checkpoint_events=config.checkpoint_events,
@@ -212,7 +222,12 @@ class Worker:
         )
         self._worker_id = heartbeat.worker_id
         self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=lambda: heartbeat.leader, config=config)
+        self._collector = Collector(
+            cold, leads=lambda: heartbeat.leader, keep_uploads=config.keep_uploads, metrics=self.metrics
+        )
         self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=self._clock)
+        lifecycle = Lifecycle(self._db, cold, archive, self._hot.contexts)
+        self._aging = Aging(self._db, lifecycle, leads=lambda: heartbeat.leader, config=config, clock=self._clock)
 
     def _serve(self, **services: Coroutine[Any, Any, None]) -> None:
         for name, service in services.items():

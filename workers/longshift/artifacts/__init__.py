@@ -11,17 +11,22 @@ store per process, opened after any fork. boto3 is imported when the first ``s3:
 """
 
 from longshift.artifacts.location import open_store
-from longshift.artifacts.spool import Digest, Spooled, held, spool
-from longshift.artifacts.store import ArtifactStore, object_key, read_verified, stream_verified
+from longshift.artifacts.serving import ANY_TYPE, disposition
+from longshift.artifacts.spool import CHUNK, Digest, Spooled, in_memory, read_file, spool
+from longshift.artifacts.store import ArtifactStore, check_range, object_key, read_verified
 
 __all__ = [
+    "ANY_TYPE",
+    "CHUNK",
     "ArtifactStore",
     "Digest",
     "Spooled",
-    "held",
+    "check_range",
+    "disposition",
+    "in_memory",
     "object_key",
     "open_store",
+    "read_file",
     "read_verified",
     "spool",
-    "stream_verified",
 ]

@@ -9,7 +9,7 @@ invisible parts that S3 charges for: give the bucket a lifecycle rule that abort
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -97,6 +97,7 @@ class S3Backend:
                 read_timeout=read_timeout.total_seconds(),
                 retries={"mode": "standard", "total_max_attempts": attempts},
                 tcp_keepalive=True,
+                signature_version="s3v4",  # of presigned URLs: the older one knows neither KMS nor newer regions
                 s3={"addressing_style": location.addressing},
                 # Other services often lack the checksums that AWS has; ours is compared on every read anyway.
                 request_checksum_calculation="when_required" if location.endpoint_url else "when_supported",
@@ -136,6 +137,16 @@ class S3Backend:
                 self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
         except NotFound:
             pass  # AWS does not mind; some other services do
+
+    def presign(self, key: str, *, expires_in: timedelta, headers: Mapping[str, str]) -> str:
+        wanted = {f"Response{name.replace('-', '')}": value for name, value in headers.items()}
+        with self.errors("sign a URL of", key):
+            return self._client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self._bucket, "Key": self._prefix + key, **wanted},
+                ExpiresIn=int(expires_in.total_seconds()),
+                HttpMethod="GET",
+            )
 
     def check(self) -> None:
         with self.errors("find the bucket", None):

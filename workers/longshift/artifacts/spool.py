@@ -8,6 +8,7 @@ import io
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import IO, Self
@@ -75,6 +76,11 @@ class Spooled(Body):
         super().__init__(file, size=digest.size)
         self.sha256 = digest.sha256
 
+    def whole(self) -> bytes:
+        """All of it in memory: for what is known to be small."""
+        with self.rewound() as file:
+            return file.read()
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         position = 0
         while chunk := await asyncio.to_thread(self._read, position):
@@ -106,7 +112,7 @@ async def spool(source: AsyncIterable[bytes], *, limit: int, executor: Executor 
     return Spooled(file, digest)
 
 
-async def held(data: bytes) -> Spooled:
+async def in_memory(data: bytes) -> Spooled:
     """Bytes that are in memory already, with their hash; large ones are hashed off the event loop."""
     digest = Digest()
     if len(data) > CHUNK:
@@ -114,6 +120,21 @@ async def held(data: bytes) -> Spooled:
     else:
         digest.update(data)
     return Spooled(Lent(io.BytesIO(data)), digest)
+
+
+async def read_file(path: Path) -> AsyncIterator[bytes]:
+    """A file in chunks, read off the event loop. Raises ``OSError``."""
+    file = Lent(await asyncio.to_thread(path.open, "rb"))
+
+    def read() -> bytes:
+        with file.use() as source:
+            return source.read(CHUNK)
+
+    try:
+        while chunk := await asyncio.to_thread(read):
+            yield chunk
+    finally:
+        file.close()
 
 
 async def _batches(source: AsyncIterable[bytes], *, limit: int) -> AsyncIterator[list[bytes]]:

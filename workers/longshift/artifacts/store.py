@@ -6,13 +6,13 @@ import asyncio
 import io
 import re
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import IO, Protocol
 from uuid import UUID
 
+from longshift.artifacts.serving import disposition, passive
 from longshift.artifacts.spool import CHUNK, Body, Digest, Spooled, spool
 from longshift.artifacts.threads import Lent, Threads
 from longshift.errors import ArtifactCorrupt, InvalidInput
@@ -20,6 +20,7 @@ from longshift.errors import ArtifactCorrupt, InvalidInput
 # No part may start with a dot (so no "..", and room for hidden names); no upper case, which file systems may fold.
 _KEY = re.compile(r"[a-z0-9_][a-z0-9._-]{0,199}(?:/[a-z0-9_][a-z0-9._-]{0,199}){0,7}")
 _MAX_KEY = 600  # S3 allows 1,024 bytes, prefix included
+LONGEST_URL = timedelta(days=7)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,6 +53,13 @@ class ArtifactStore(Protocol):
     async def delete(self, key: str) -> None:
         """Remove the object; one that is absent is fine."""
 
+    async def presign(self, key: str, *, expires_in: timedelta, name: str, content_type: str) -> str | None:
+        """A URL from which anybody may read the object for so long, as a download called ``name``; None: this store has no
+        such thing. Whether the object is there is not looked up.
+
+        ``InvalidInput``: for longer than a week, which is the most that S3 signs for.
+        """
+
     async def check(self) -> None:
         """Whether the store can be reached, within the connect timeout; transfers under way do not delay it."""
 
@@ -76,6 +84,9 @@ class Backend(Protocol):
     def open(self, key: str, *, start: int, end: int | None) -> Reader: ...
 
     def delete(self, key: str) -> None: ...
+
+    def presign(self, key: str, *, expires_in: timedelta, headers: Mapping[str, str]) -> str | None:
+        """``headers``: those of the answer, Content-Disposition and Content-Type."""
 
     def check(self) -> None: ...
 
@@ -142,6 +153,14 @@ class ThreadedStore:
         check_key(key)
         await self._threads.run(partial(self._backend.delete, key))
 
+    async def presign(self, key: str, *, expires_in: timedelta, name: str, content_type: str) -> str | None:
+        check_key(key)
+        if not timedelta(0) < expires_in <= LONGEST_URL:
+            raise InvalidInput(f"a URL is signed for up to {LONGEST_URL.days} days, not {expires_in}")
+        headers = {"Content-Disposition": disposition(name), "Content-Type": passive(content_type)}
+        # in a thread: fresh credentials may have to be fetched
+        return await self._threads.run(partial(self._backend.presign, key, expires_in=expires_in, headers=headers))
+
     async def check(self) -> None:
         await self._threads.probe(self._backend.check, within=self._probe_timeout)
 
@@ -195,33 +214,9 @@ async def read_verified(store: ArtifactStore, key: str, *, sha256: str) -> bytes
         await asyncio.to_thread(digest.update, data)
     else:
         digest.update(data)
-    _compare(key, digest, sha256)
-    return data
-
-
-async def stream_verified(store: ArtifactStore, key: str, *, sha256: str) -> AsyncGenerator[bytes, None]:
-    """The object in chunks, the last of which is held back until the hash of the whole is known to be right.
-
-    Raises:
-        ArtifactCorrupt: it is wrong; what was sent on so far must be discarded.
-        NotFound, Unavailable: as ``ArtifactStore.stream``.
-    """
-    digest = Digest()
-    held = b""
-    async with aclosing(store.stream(key)) as chunks:
-        async for chunk in chunks:
-            if held:
-                yield held
-            digest.update(chunk)
-            held = chunk
-    _compare(key, digest, sha256)
-    if held:
-        yield held
-
-
-def _compare(key: str, digest: Digest, sha256: str) -> None:
     if digest.sha256 != sha256:
         raise ArtifactCorrupt(
             f"artifact {key!r} has {digest.size} bytes with hash {digest.sha256}, expected {sha256}:"
             " restore it from a backup"
         )
+    return data

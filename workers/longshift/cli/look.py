@@ -8,7 +8,7 @@ import typer
 
 from longshift.cli.exits import ExitCode
 from longshift.cli.local import ask
-from longshift.cli.output import listed, put, put_json, put_table
+from longshift.cli.output import put, put_json, put_table
 from longshift.cli.show import (
     AsJson,
     Id,
@@ -19,9 +19,10 @@ from longshift.cli.show import (
     put_session,
     put_turn,
     step_line,
+    with_output,
 )
 from longshift.cli.work import wait_batch
-from longshift.client import BatchInfo, Client
+from longshift.client import BatchInfo, Client, TurnInfo
 from longshift.model import Prefix
 from longshift.transport import kind_of
 
@@ -52,14 +53,18 @@ def result(
 ) -> None:
     """The output of a turn as JSON, or the turns of a batch that have ended as JSON lines."""
     if kind_of(id_, Prefix.TURN, Prefix.BATCH) is Prefix.TURN:
-        turn = ask(lambda client: client.wait(id_) if wait else client.turn(id_))
-        raise typer.Exit(put_outcome(turn, json=json))
+
+        async def turning(client: Client) -> TurnInfo:
+            return await with_output(client, await (client.wait(id_) if wait else client.turn(id_)))
+
+        raise typer.Exit(put_outcome(ask(turning), json=json))
 
     async def asking(client: Client) -> BatchInfo:
         batch = await client.batch(id_)
         if wait:
             batch = await wait_batch(client, batch)
-        await listed(client.results(id_))
+        async for turn in client.results(id_):
+            put_json(await with_output(client, turn))
         return batch
 
     batch = ask(asking)

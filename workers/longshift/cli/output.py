@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -32,6 +33,14 @@ def put(text: str) -> None:
     """A line of data."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def put_bytes(data: bytes) -> None:
+    """Bytes as they are; decoded for a caller in this process that takes text only."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.buffer.write(data)
+    else:
+        sys.stdout.write(data.decode())
 
 
 def put_json(value: object, *, pretty: bool = False) -> None:
@@ -67,12 +76,6 @@ def progress(what: str, *, total: int | None = None) -> Iterator[Callable[[str, 
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda state, done: bar.update(task, description=state, completed=done)
-
-
-async def listed(items: AsyncIterator[Mapping[str, Json]]) -> None:
-    """JSON lines, as they come."""
-    async for item in items:
-        put_json(item)
 
 
 def _cell(text: str) -> str:

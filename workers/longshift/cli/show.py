@@ -10,7 +10,17 @@ import typer
 
 from longshift.cli.exits import ExitCode
 from longshift.cli.output import put, put_facts, put_json, say
-from longshift.client import ApprovalInfo, BatchInfo, Frame, SessionInfo, StepInfo, ToolCallInfo, TurnInfo
+from longshift.client import (
+    ApprovalInfo,
+    BatchInfo,
+    Client,
+    Frame,
+    SessionInfo,
+    StepInfo,
+    ToolCallInfo,
+    TurnInfo,
+    ValueInfo,
+)
 from longshift.model import TERMINAL, Json, TurnStatus
 
 LONGEST = 100
@@ -33,7 +43,8 @@ def put_turn(turn: TurnInfo) -> None:
         "parent_turn_id",
     )
     state = ("blocked_by", "waiting_for", "attempts", "created_at", "started_at", "ended_at", "error")
-    put_facts({key: turn.get(key) for key in (*names, *state)})
+    large = {"input_artifact": _large(turn["input_artifact"]), "output_artifact": _large(turn["output_artifact"])}
+    put_facts({key: turn.get(key) for key in (*names, *state)} | large)
 
 
 def put_batch(batch: BatchInfo) -> None:
@@ -55,8 +66,25 @@ def put_approval(approval: ApprovalInfo) -> None:
 
 
 def put_session(session: SessionInfo) -> None:
-    keys = ("id", "status", "open_turns", "turns", "last_seq", "created_at", "metadata")
-    put_facts({key: session.get(key) for key in keys})
+    keys = (
+        "id",
+        "status",
+        "open_turns",
+        "turns",
+        "last_seq",
+        "created_at",
+        "active_at",
+        "ttl",
+        "expires_at",
+        "metadata",
+    )
+    archived: dict[str, Json] = {"archived_through": session["archived_through"] or None}
+    put_facts({key: session.get(key) for key in keys} | archived)
+
+
+async def with_output(client: Client, turn: TurnInfo) -> TurnInfo:
+    """The turn with its output, however large that is."""
+    return {**turn, "output": await client.output(turn)}
 
 
 def put_outcome(turn: TurnInfo, *, json: bool) -> ExitCode:
@@ -102,7 +130,8 @@ def event_line(event: Mapping[str, Json]) -> str:
 
 def step_line(step: StepInfo) -> str:
     """``seq  time  status  name  ms  result or error`` of a step."""
-    came = step["result"] if step["error"] is None else step["error"]
+    large = _large(step["artifact"])
+    came = step["error"] if step["error"] is not None else step["result"] if large is None else large
     tries = f"{step['attempts']} tries" if (step["attempts"] or 1) > 1 else ""
     took = f"{step['ms']} ms" if step["ms"] is not None else ""
     parts = [
@@ -115,6 +144,13 @@ def step_line(step: StepInfo) -> str:
         short(came),
     ]
     return "  ".join(part for part in parts if part).rstrip()
+
+
+def _large(value: ValueInfo | None) -> Json:
+    """What is shown of a value that is elsewhere."""
+    return (
+        {key: value[key] for key in ("id", "size", "preview") if value[key] is not None} if value is not None else None
+    )
 
 
 def short(value: Json) -> str:

@@ -12,7 +12,7 @@ from longshift.cli import inputs
 from longshift.cli.exits import ExitCode
 from longshift.cli.local import ask
 from longshift.cli.output import progress, put, put_json, say
-from longshift.cli.show import AsJson, Id, put_frame, put_outcome
+from longshift.cli.show import AsJson, Id, put_frame, put_outcome, with_output
 from longshift.client import BatchInfo, Client, TurnInfo
 from longshift.model import TERMINAL, OnBusy
 
@@ -134,7 +134,8 @@ async def wait_batch(client: Client, batch: BatchInfo) -> BatchInfo:
 async def _wait(client: Client, turn_id: str, timeout: float | None) -> TurnInfo:
     limit = timedelta(seconds=timeout) if timeout is not None else None
     with progress(turn_id) as show:
-        return await client.wait(turn_id, timeout=limit, on_change=lambda turn: show(f"{turn_id} {turn['status']}", 0))
+        told = await client.wait(turn_id, timeout=limit, on_change=lambda turn: show(f"{turn_id} {turn['status']}", 0))
+    return await with_output(client, told)
 
 
 async def _follow(client: Client, turn_id: str, *, json: bool) -> None:

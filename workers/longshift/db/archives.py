@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from longshift.db.database import Database
 from longshift.db.log import event_of
-from longshift.errors import Conflict, NotFound
+from longshift.errors import InUse, NotFound
 from longshift.events import Event
 from longshift.model import Prefix, show_id
 from longshift.segments import StoredEvent
@@ -46,7 +46,7 @@ SELECT seq, id, epoch, turn_id, kind, key, schema_version, created_at, CAST(payl
 LOCK = text("SELECT 1 FROM sessions WHERE id = :session FOR NO KEY UPDATE")
 HEAD = text("""
 SELECT s.tenant_id, s.lease_epoch, s.archived_through, s.archived_event_id,
-       s.open_turns > 0 OR s.lease_worker IS NOT NULL AS in_use,
+       s.lease_worker IS NOT NULL AS leased, s.open_turns > 0 OR s.lease_worker IS NOT NULL AS in_use,
        coalesce(last.seq, s.archived_through) AS last_seq, coalesce(last.id, s.archived_event_id) AS last_event_id
   FROM sessions s LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id AND seq > s.archived_through
                                       ORDER BY seq DESC LIMIT 1) last ON true
@@ -56,9 +56,6 @@ HOLD = text("SELECT id FROM artifacts WHERE id = ANY(CAST(:artifacts AS uuid[]))
 REFER = text("""
 INSERT INTO artifact_refs (artifact_id, session_id)
 SELECT id, :session FROM unnest(CAST(:artifacts AS uuid[])) AS a(id) ON CONFLICT DO NOTHING""")
-UNREFER = text(
-    "DELETE FROM artifact_refs WHERE session_id = :session AND artifact_id = ANY(CAST(:artifacts AS uuid[]))"
-)
 ADD = text("""
 INSERT INTO archives (session_id, tenant_id, through_seq, event_id, manifest_id, context_id, events, bytes)
 VALUES (:session, :tenant, :through_seq, :event_id, :manifest_id, :context_id, :events, :bytes)
@@ -120,6 +117,7 @@ class Head:
     lease_epoch: int
     archived_through: int
     archived_event_id: UUID | None
+    leased: bool
     in_use: bool
     last_seq: int
     last_event_id: UUID | None
@@ -181,12 +179,11 @@ async def seal(
     *,
     seen: Head,
     added: Collection[UUID],
-    gone: Collection[UUID],
 ) -> bool:
     """From now on ``archive`` counts for the events up to its end; False: the session has been used, or archived, since
     it was ``seen``.
 
-    ``added``: the artifacts of the archive that the session does not refer to yet; ``gone``: those that it no longer needs.
+    ``added``: the artifacts of the archive that the session does not refer to yet.
     """
     async with db.transaction() as tx:
         if not await _as_seen(tx, session_id, seen):
@@ -195,7 +192,6 @@ async def seal(
         if len(held) != len(added):  # collected: it took longer than uploads are kept
             return False
         await tx.execute(REFER, {"session": session_id, "artifacts": list(added)})
-        await tx.execute(UNREFER, {"session": session_id, "artifacts": list(gone)})
         values = {name: getattr(archive, name) for name in ArchiveRecord.__dataclass_fields__ if name != "tenant_id"}
         await tx.execute(ADD, values | {"session": session_id, "tenant": archive.tenant_id})
         end = {"session": session_id, "through": archive.through_seq, "event": archive.event_id}
@@ -242,7 +238,7 @@ async def put_back(db: Database, session_id: UUID, events: Sequence[StoredEvent]
     return True
 
 
-async def unseal(db: Database, session_id: UUID, *, seen: Head, gone: Collection[UUID]) -> bool:
+async def unseal(db: Database, session_id: UUID, *, seen: Head) -> bool:
     """From now on the log is in Postgres again, whole; False: it is not, or the session has been used meanwhile."""
     async with db.transaction() as tx:
         if not await _as_seen(tx, session_id, seen):
@@ -252,7 +248,6 @@ async def unseal(db: Database, session_id: UUID, *, seen: Head, gone: Collection
             return False
         await tx.execute(UNSEAL, {"session": session_id})
         await tx.execute(REMOVE, {"session": session_id})
-        await tx.execute(UNREFER, {"session": session_id, "artifacts": list(gone)})
     return True
 
 
@@ -266,7 +261,7 @@ async def _as_seen(tx: AsyncConnection, session_id: UUID, seen: Head) -> bool:
 
     Raises:
         NotFound: it is deleted.
-        Conflict: it is in use.
+        InUse: it is in use.
     """
     await tx.execute(LOCK, {"session": session_id})
     name = show_id(Prefix.SESSION, session_id)
@@ -275,5 +270,5 @@ async def _as_seen(tx: AsyncConnection, session_id: UUID, seen: Head) -> bool:
         raise NotFound(f"there is no session {name}")
     now = Head(**{field: getattr(row, field) for field in Head.__dataclass_fields__})
     if now.in_use:
-        raise Conflict(f"{name} has an open turn: wait until it has ended, or cancel it")
+        raise InUse(f"{name} has an open turn: wait until it has ended, or cancel it")
     return now.same_log(seen)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from longshift.db import mail, retries
+from longshift.db import files, mail, retries
 from longshift.db.database import Database
 from longshift.db.intake import LOCK_SESSIONS, Entry, add_turns, admit
 from longshift.errors import LeaseLost
@@ -31,9 +31,11 @@ t AS (
                        parent_turn_id, deadline, metadata)
     SELECT :id, s.id, s.tenant_id, 1, 'queued', :agent, :queue, CAST(:input AS json), :input_artifact, :id, :parent,
            :deadline, CAST(:metadata AS jsonb) FROM s RETURNING id),
+a AS MATERIALIZED (
+    SELECT a.id FROM s JOIN artifacts a ON a.tenant_id = s.tenant_id
+     WHERE a.id = ANY(CAST(:artifacts AS uuid[])) ORDER BY a.id FOR KEY SHARE OF a),
 f AS (
-    INSERT INTO artifact_refs (artifact_id, session_id)
-    SELECT CAST(:input_artifact AS uuid), s.id FROM s WHERE CAST(:input_artifact AS uuid) IS NOT NULL)
+    INSERT INTO artifact_refs (artifact_id, session_id) SELECT a.id, s.id FROM a, s)
 SELECT EXISTS (SELECT 1 FROM p) AS held, EXISTS (SELECT 1 FROM t) AS made""")
 
 # a turn takes the children over of the turns that it retries
@@ -75,6 +77,7 @@ async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim)
     Raises:
         LeaseLost: ``holder`` no longer holds the parent's session.
     """
+    written = encode(turn.input)
     params = {
         "parent_session": holder.session_id,
         "epoch": holder.epoch,
@@ -84,7 +87,8 @@ async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim)
         "session": session_id,
         "agent": turn.agent,
         "queue": turn.queue,
-        "input": encode(turn.input) if turn.input_artifact is None else None,
+        "input": written,
+        "artifacts": list(files.kept_by(turn, written)),
         "input_artifact": turn.input_artifact,
         "deadline": turn.deadline,
         "metadata": encode(turn.metadata),

@@ -1,6 +1,7 @@
 """Deleting sessions and tenants.
 
-A session is deleted by one short transaction under the lock of its row: it becomes a tombstone under a new epoch, so that
+A session is deleted by one short transaction under the lock of its row (FOR UPDATE: whoever adds something that refers to
+the session has a key-share lock on it): it becomes a tombstone under a new epoch, so that
 nobody can use it or make it again. Then its rows are removed in pieces. ``purge_at`` is when the sweeper looks for what is
 left: because whoever removed them died, or because somebody who was paused wrote another row meanwhile. Only after a look of
 the sweeper's that has found nothing to go wrong, it is NULL.
@@ -19,12 +20,12 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from longshift.db.database import Database
-from longshift.errors import Conflict, NotFound
+from longshift.errors import InUse, NotFound
 from longshift.model import Prefix, show_id
 
 LOCK = text("""
 SELECT tenant_id FROM sessions WHERE id = :session AND deleted_at IS NULL
-   AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = :tenant) FOR NO KEY UPDATE""")
+   AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = :tenant) FOR UPDATE""")
 # a parent that still runs would wait for a child that nobody can tell it about
 WHY_NOT = text("""
 SELECT s.lease_worker IS NOT NULL OR EXISTS (
@@ -41,8 +42,8 @@ UPDATE sessions SET deleted_at = clock_timestamp(), purge_at = clock_timestamp()
        lease_epoch = nextval('epochs'), ready_at = NULL, dispatched_at = NULL, suspect = NULL, idle_since = NULL
  WHERE id = :session RETURNING lease_epoch""")
 
-_PIECE = """DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE session_id = :session {also} LIMIT :limit))"""
-# by the table that is read first when the rows are needed: what is removed last is what names the rest
+_PIECE = """
+DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE session_id = :session {also} LIMIT :limit))"""
 PURGE = {
     name: text(_PIECE.format(table=name, also=also))
     for name, also in (
@@ -57,17 +58,14 @@ PURGE = {
         ("turns", "AND batch_id IS NULL"),
     )
 }
-VECTORS = text("SELECT to_regclass('passage_vectors') IS NOT NULL AS there")
-PURGE_VECTORS = text(_PIECE.format(table="passage_vectors", also=""))
 EMPTY_TURNS = text("""
 UPDATE turns SET input = 'null', input_artifact = NULL, output = NULL, output_artifact = NULL,
        error = CASE WHEN error IS NOT NULL THEN json_build_object('code', 'deleted', 'message', 'its session was deleted') END,
        metadata = '{}', traceparent = NULL, version = version + 1
  WHERE session_id = :session AND batch_id IS NOT NULL
    AND (CAST(input AS text) <> 'null' OR output IS NOT NULL OR input_artifact IS NOT NULL OR output_artifact IS NOT NULL
-        OR metadata <> '{}' OR error ->> 'code' <> 'deleted')""")
-PURGED = text("""
-UPDATE sessions SET purge_at = NULL WHERE id = :session AND deleted_at IS NOT NULL AND purge_at <= clock_timestamp()""")
+        OR metadata <> '{}' OR error ->> 'code' IS DISTINCT FROM CASE WHEN error IS NOT NULL THEN 'deleted' END)""")
+PURGED = text("UPDATE sessions SET purge_at = NULL WHERE id = :session AND deleted_at IS NOT NULL")
 POSTPONE = text("""
 UPDATE sessions SET purge_at = clock_timestamp() + CAST(:again AS interval) WHERE id = :session AND deleted_at IS NOT NULL""")
 
@@ -118,7 +116,7 @@ async def bury(
 
     Raises:
         NotFound: no such session (of that tenant), or it is deleted already.
-        Conflict: it has an open turn, or its turn is the child of one; or it was used after ``unused_since``.
+        InUse: it has an open turn, or its turn is the child of one; or it was used after ``unused_since``.
     """
     name = show_id(Prefix.SESSION, session_id)
     async with db.transaction() as tx:
@@ -127,9 +125,9 @@ async def bury(
             raise NotFound(f"there is no session {name}")
         state = (await tx.execute(WHY_NOT, {"session": session_id, "unused_since": unused_since})).one()
         if state.open or state.used:
-            raise Conflict(f"{name} has an open turn: cancel it, or wait until it has ended")
+            raise InUse(f"{name} has an open turn: cancel it, or wait until it has ended")
         if state.child:
-            raise Conflict(f"{name} belongs to a child of a turn that is still open: wait until that has ended")
+            raise InUse(f"{name} belongs to a child of a turn that is still open: wait until that has ended")
         epoch = (await tx.execute(BURY, {"session": session_id, "again": again})).one().lease_epoch
     return Buried(row.tenant_id, epoch, state.events)
 
@@ -139,8 +137,6 @@ async def purge(db: Database, session_id: UUID, *, limit: int) -> dict[str, int]
     removed = {}
     for name, statement in PURGE.items():
         removed[name] = await _all_of(db, statement, {"session": session_id, "limit": limit})
-    if (await db.fetch(VECTORS))[0].there:
-        await _all_of(db, PURGE_VECTORS, {"session": session_id, "limit": limit})
     removed["turns"] += await db.execute(EMPTY_TURNS, {"session": session_id})
     return removed
 

@@ -36,7 +36,7 @@ from longshift.artifacts import object_key
 from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import Conflict, NotFound
-from longshift.model import ArtifactRecord, Prefix, new_id, show_id
+from longshift.model import ArtifactRecord, NewTurn, Prefix, new_id, show_id
 
 _NAMED = re.compile(rf"\b{Prefix.ARTIFACT}_([0-9a-f]{{32}})\b")
 _COLUMNS = "a.id, a.tenant_id, a.sha256, a.size, a.content_type, a.name, a.created_at"
@@ -78,6 +78,9 @@ SELECT {_COLUMNS}, b.generation,
        EXISTS (SELECT FROM artifact_refs r WHERE r.artifact_id = a.id AND r.session_id = CAST(:session AS uuid)) AS referred
   FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
  WHERE a.id = :id AND a.tenant_id = :tenant""")
+FIND_ALL = text(f"""
+SELECT {_COLUMNS}, b.generation FROM artifacts a JOIN blobs b ON b.tenant_id = a.tenant_id AND b.sha256 = a.sha256
+ WHERE a.id = ANY(CAST(:ids AS uuid[])) AND a.tenant_id = :tenant""")
 REFER = text(f"""
 WITH {_SESSION},
 a AS MATERIALIZED (
@@ -204,9 +207,23 @@ async def find(
     return _record(rows[0])
 
 
+async def find_all(db: Database, ids: Collection[UUID], *, tenant_id: UUID) -> dict[UUID, ArtifactRecord]:
+    """Those of ``ids`` that the tenant has."""
+    rows = await db.fetch(FIND_ALL, {"ids": list(ids), "tenant": tenant_id})
+    return {row.id: _record(row) for row in rows}
+
+
 def named_in(written: str) -> set[UUID]:
     """The artifacts that are named in a JSON text, wherever in it."""
     return {UUID(digits) for digits in _NAMED.findall(written)}
+
+
+def kept_by(turn: NewTurn, written: str) -> set[UUID]:
+    """The artifacts that a new turn lets its session keep: what its input names, and the input itself if it is large.
+    ``written``: the input as it stands in its row."""
+    if turn.input_artifact is not None:
+        return {turn.input_artifact, *turn.named}
+    return named_in(written)
 
 
 async def refer(tx: AsyncConnection, named: Iterable[tuple[UUID, Collection[UUID]]], *, tenant_id: UUID) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from longshift.db import files
 from longshift.db.database import Database, chunks
 from longshift.db.idempotency import Idempotency, remember
 from longshift.errors import NotFound, SessionBusy
@@ -59,17 +60,15 @@ SELECT r.id, r.session_id, :tenant, r.position, CASE WHEN r.position IS NULL THE
               CAST(:traceparent AS text[]), CAST(:metadata AS text[]), CAST(:parent AS uuid[]), CAST(:input_artifact AS uuid[]))
        AS r(id, session_id, position, agent, agent_version, queue, input, root, retry_of, run_after, deadline, batch_index,
             custom_id, traceparent, metadata, parent_turn_id, input_artifact)""")
-REFER = text("""
-INSERT INTO artifact_refs (artifact_id, session_id)
-SELECT * FROM unnest(CAST(:artifact AS uuid[]), CAST(:session AS uuid[])) ON CONFLICT DO NOTHING""")
 ADD_BATCH = text("""
 INSERT INTO batches (id, tenant_id, total, metadata) VALUES (:id, :tenant, :total, CAST(:metadata AS jsonb))""")
 ADD_SESSION = text("""
-INSERT INTO sessions (id, tenant_id, queue) VALUES (:id, :tenant, 'default') ON CONFLICT DO NOTHING RETURNING id""")
+INSERT INTO sessions (id, tenant_id, queue, expires_at)
+VALUES (:id, :tenant, 'default', clock_timestamp() + CAST(:ttl AS interval)) ON CONFLICT DO NOTHING RETURNING id""")
 OWNED = text("SELECT 1 FROM sessions WHERE id = :id AND tenant_id = :tenant AND deleted_at IS NULL")
 ADD_DETAILS = text("""
-INSERT INTO session_details (session_id, metadata) VALUES (:id, CAST(:metadata AS jsonb))
-ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata""")
+INSERT INTO session_details (session_id, metadata, ttl) VALUES (:id, CAST(:metadata AS jsonb), :ttl)
+ON CONFLICT (session_id) DO UPDATE SET metadata = excluded.metadata, ttl = excluded.ttl""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +194,7 @@ async def add_turns(
 ) -> None:
     """Insert the turns of ``chunk`` at their ``places``."""
     turns = [e.turn for e in chunk]
+    inputs = [encode(t.input) for t in turns]
     await tx.execute(
         ADD_TURNS,
         {
@@ -207,7 +207,7 @@ async def add_turns(
             "agent": [t.agent for t in turns],
             "version": [t.agent_version for t in turns],
             "queue": [t.queue for t in turns],
-            "input": [encode(t.input) if t.input_artifact is None else None for t in turns],
+            "input": inputs,
             "root": [t.root_turn_id for t in turns],
             "retry_of": [t.retry_of for t in turns],
             "run_after": [t.run_after for t in turns],
@@ -220,9 +220,8 @@ async def add_turns(
             "input_artifact": [t.input_artifact for t in turns],
         },
     )
-    large = [(e.turn.input_artifact, e.session_id) for e in chunk if e.turn.input_artifact is not None]
-    if large:
-        await tx.execute(REFER, {"artifact": [a for a, _ in large], "session": [s for _, s in large]})
+    named = ((e.session_id, files.kept_by(e.turn, written)) for e, written in zip(chunk, inputs, strict=True))
+    await files.refer(tx, named, tenant_id=tenant_id)
 
 
 async def create_session(
@@ -231,9 +230,13 @@ async def create_session(
     *,
     tenant_id: UUID,
     metadata: Mapping[str, str],
+    ttl: timedelta | None = None,
+    default_ttl: timedelta | None = None,
     idempotency: Idempotency | None = None,
 ) -> tuple[UUID, bool]:
     """The session's id, and whether it is new: a client may choose the id and repeat the request.
+
+    ``ttl``: how long it is kept after its last activity; None: as the fleet is set up, which is ``default_ttl``.
 
     Raises:
         NotFound: the id belongs to somebody else, or to a deleted session.
@@ -244,9 +247,10 @@ async def create_session(
             known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=session_id)
             if known is not None:
                 return known, False
-        made = (await tx.execute(ADD_SESSION, {"id": session_id, "tenant": tenant_id})).first() is not None
+        params = {"id": session_id, "tenant": tenant_id, "ttl": ttl if ttl is not None else default_ttl}
+        made = (await tx.execute(ADD_SESSION, params)).first() is not None
         if not made and (await tx.execute(OWNED, {"id": session_id, "tenant": tenant_id})).first() is None:
             raise NotFound(f"{show_id(Prefix.SESSION, session_id)} cannot be used: choose another id")
-        if made and metadata:
-            await tx.execute(ADD_DETAILS, {"id": session_id, "metadata": encode(metadata)})
+        if made and (metadata or ttl is not None):
+            await tx.execute(ADD_DETAILS, {"id": session_id, "metadata": encode(metadata), "ttl": ttl})
     return session_id, made

@@ -28,19 +28,35 @@ i AS (
     ON CONFLICT DO NOTHING)
 SELECT EXISTS (SELECT 1 FROM s) AS held""")
 
-# any of the query's words counts; ts_rank_cd prefers those that stand close together, 1 divides by the log of the length
+# Any of the query's words counts; ts_rank_cd prefers those that stand close together, 1 divides by the log of the length.
+# Ranking reads each passage that it compares, and a common word is in most of them: so each word brings 1,000 candidates at
+# most, and all words together as many. Of a rare word that is every passage.
+MOST = 1000
+WORDS = 16
 _FIND = """
-WITH q AS (SELECT CAST(replace(CAST(plainto_tsquery('english', :query) AS text), ' & ', ' | ') AS tsquery) AS words)
-SELECT p.session_id, p.source, p.ordinal, p.text, ts_rank_cd(p.words, q.words, 1) AS score
-  FROM passages p, q
- WHERE {where} AND p.tenant_id = :tenant AND p.words @@ q.words
-   AND (CAST(:sources AS text[]) IS NULL OR p.source = ANY(CAST(:sources AS text[])))
+WITH q AS (
+    SELECT plainto_tsquery('english', :query) AS together,
+           CAST(replace(CAST(plainto_tsquery('english', :query) AS text), ' & ', ' | ') AS tsquery) AS any_of),
+w AS (
+    SELECT together AS wanted FROM q UNION
+    SELECT * FROM (
+        SELECT CAST('''' || replace(replace(word, '\\', '\\\\'), '''', '''''') || '''' AS tsquery)
+          FROM unnest(tsvector_to_array(to_tsvector('english', :query))) AS word
+         ORDER BY length(word) DESC, word LIMIT {words}) longest),
+c AS MATERIALIZED (
+    SELECT DISTINCT f.session_id, f.source, f.ordinal FROM w CROSS JOIN LATERAL (
+        SELECT p.session_id, p.source, p.ordinal FROM passages p
+         WHERE p.words @@ w.wanted AND p.tenant_id = :tenant AND {where}
+           AND (CAST(:sources AS text[]) IS NULL OR p.source = ANY(CAST(:sources AS text[])))
+         LIMIT {most}) f)
+SELECT p.session_id, p.source, p.ordinal, p.text, ts_rank_cd(p.words, q.any_of, 1) AS score
+  FROM c JOIN passages p USING (session_id, source, ordinal) CROSS JOIN q
  ORDER BY score DESC, p.session_id, p.source, p.ordinal LIMIT :limit"""
 IN_SESSION = "p.session_id = :session"
 # of a session whose deletion was interrupted there may be passages left
-IN_TENANT = "NOT EXISTS (SELECT 1 FROM sessions d WHERE d.id = p.session_id AND d.deleted_at IS NOT NULL)"
-FIND_IN_SESSION = text(_FIND.format(where=IN_SESSION))
-FIND_IN_TENANT = text(_FIND.format(where=IN_TENANT))
+IN_TENANT = "p.session_id IN (SELECT d.id FROM sessions d WHERE d.tenant_id = :tenant AND d.deleted_at IS NULL)"
+FIND_IN_SESSION = text(_FIND.format(where=IN_SESSION, words=WORDS, most=MOST))
+FIND_IN_TENANT = text(_FIND.format(where=IN_TENANT, words=WORDS, most=MOST))
 
 
 @dataclass(frozen=True, slots=True)

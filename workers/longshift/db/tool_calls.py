@@ -39,7 +39,7 @@ from longshift.model import (
     show_id,
 )
 
-_COLUMNS = ", ".join(f"c.{name}" for name in ToolCallRecord.__dataclass_fields__)
+COLUMNS = ", ".join(f"c.{name}" for name in ToolCallRecord.__dataclass_fields__)
 
 _CALL = {"id": "uuid", "tenant": "uuid", "session": "uuid", "turn": "uuid", "tool": "text", "effect": "text"}
 _CALL |= {
@@ -122,19 +122,19 @@ SELECT (c.started_at + c.timeout + CAST(:ttl AS interval) < clock_timestamp()
   FROM tool_calls c LEFT JOIN workers w ON w.id = c.worker_id
  WHERE c.id = :call AND c.epoch = :epoch""")
 
-STANDING = text(f"SELECT {_COLUMNS} FROM tool_calls c WHERE c.id = ANY(CAST(:calls AS uuid[]))")
-FIND = text(f"SELECT {_COLUMNS} FROM tool_calls c WHERE c.id = :call AND c.tenant_id = :tenant")
+STANDING = text(f"SELECT {COLUMNS} FROM tool_calls c WHERE c.id = ANY(CAST(:calls AS uuid[]))")
+FIND = text(f"SELECT {COLUMNS} FROM tool_calls c WHERE c.id = :call AND c.tenant_id = :tenant")
 _PAGE = """
    AND (CAST(:before AS uuid) IS NULL
      OR (c.created_at, c.id) < (SELECT b.created_at, b.id FROM tool_calls b WHERE b.id = :before AND b.tenant_id = :tenant))
  ORDER BY c.created_at DESC, c.id DESC LIMIT :limit"""
 OF_SESSION = text(f"""
-SELECT {_COLUMNS} FROM tool_calls c
+SELECT {COLUMNS} FROM tool_calls c
  WHERE c.session_id = :session AND c.tenant_id = :tenant
    AND (CAST(:turn AS uuid) IS NULL OR c.turn_id = :turn)
    AND (CAST(:status AS text) IS NULL OR c.status = :status)
    AND (CAST(:tool AS text) IS NULL OR c.tool = :tool){_PAGE}""")
-OPEN = text(f"SELECT {_COLUMNS} FROM tool_calls c WHERE c.tenant_id = :tenant AND c.status = 'unknown'{_PAGE}")
+OPEN = text(f"SELECT {COLUMNS} FROM tool_calls c WHERE c.tenant_id = :tenant AND c.status = 'unknown'{_PAGE}")
 
 LOCK_SESSION = text("""
 SELECT s.id FROM sessions s JOIN tool_calls c ON c.session_id = s.id
@@ -143,7 +143,7 @@ SETTLE = text(f"""
 UPDATE tool_calls c SET status = :status, result = CAST(:result AS json), note = :note, settled_at = clock_timestamp(),
        settled_by = :by, ended_at = clock_timestamp()
  WHERE c.id = :call AND c.tenant_id = :tenant AND c.status = 'unknown'
-RETURNING {_COLUMNS}""")
+RETURNING {COLUMNS}""")
 WAKE = text("""
 UPDATE sessions SET mail_seq = mail_seq + 1, ready_at = CASE WHEN open_turns > 0 THEN clock_timestamp() ELSE ready_at END
  WHERE id = :session AND deleted_at IS NULL RETURNING id, queue""")
@@ -222,7 +222,7 @@ async def standing(db: Database, calls: Collection[UUID]) -> dict[UUID, ToolCall
     """What the ledger has of these calls."""
     if not calls:
         return {}
-    return {row.id: _record(row) for row in await db.fetch(STANDING, {"calls": list(calls)})}
+    return {row.id: record(row) for row in await db.fetch(STANDING, {"calls": list(calls)})}
 
 
 async def starter_gone(db: Database, call_id: UUID, *, epoch: int, lease_ttl: timedelta) -> bool:
@@ -242,7 +242,7 @@ async def wake(db: Database, session_id: UUID) -> list[tuple[UUID, str]]:
 
 async def find(db: Database, call_id: UUID, *, tenant_id: UUID) -> ToolCallRecord | None:
     rows = await db.fetch(FIND, {"call": call_id, "tenant": tenant_id})
-    return _record(rows[0]) if rows else None
+    return record(rows[0]) if rows else None
 
 
 async def list_calls(
@@ -264,7 +264,7 @@ async def list_calls(
         rows = await db.fetch(OF_SESSION, params)
     else:
         rows = await db.fetch(OPEN, params)
-    return [_record(row) for row in rows]
+    return [record(row) for row in rows]
 
 
 async def settle(
@@ -308,13 +308,13 @@ async def settle(
             row = (await tx.execute(SETTLE, params)).first()
             if row is not None:
                 rung = (await tx.execute(WAKE, {"session": row.session_id})).all()
-                return _record(row), [(woken.id, woken.queue) for woken in rung]
+                return record(row), [(woken.id, woken.queue) for woken in rung]
         known = (await tx.execute(FIND, {"call": call_id, "tenant": tenant_id})).first()
         if known is None:
             raise NotFound(f"there is no tool call {show_id(Prefix.CALL, call_id)}")
         if not repeated:  # raised in here: what is refused is not remembered
-            raise Conflict(_why_not(_record(known)))
-    return _record(known), []
+            raise Conflict(_why_not(record(known)))
+    return record(known), []
 
 
 def _why_not(call: ToolCallRecord) -> str:
@@ -347,7 +347,7 @@ def _columns(calls: Sequence[tuple[Claim, NewCall]]) -> dict[str, list[Any]]:
     }
 
 
-def _record(row: Row[Any]) -> ToolCallRecord:
+def record(row: Row[Any]) -> ToolCallRecord:
     values = {name: getattr(row, name) for name in ToolCallRecord.__dataclass_fields__}
     words = {"effect": Effect(row.effect), "dedupe": Dedupe(row.dedupe), "status": CallStatus(row.status)}
     return ToolCallRecord(**values | words)

@@ -42,7 +42,9 @@ SELECT b.id FROM turns t JOIN turns b ON b.session_id = t.session_id AND b.posit
 
 _SESSION = """
 SELECT s.id, s.tenant_id, s.queue, s.open_turns, s.next_position, s.lease_worker IS NOT NULL AS leased,
-       s.created_at, s.expires_at,
+       s.created_at, greatest(s.created_at, s.leased_at, s.idle_since) AS active_at, d.ttl, s.archived_through,
+       greatest(s.expires_at, CASE WHEN s.expires_at IS NOT NULL
+                              THEN greatest(s.created_at, s.leased_at, s.idle_since) + d.ttl END) AS expires_at,
        coalesce(d.metadata, '{}'::jsonb) AS metadata,
        coalesce((SELECT max(seq) FROM events e WHERE e.session_id = s.id), s.archived_through) AS last_seq
   FROM sessions s LEFT JOIN session_details d ON d.session_id = s.id

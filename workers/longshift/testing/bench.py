@@ -180,24 +180,33 @@ class Attempt:
         record = world.record
         now = outside.clock.now()
         try:
-            record, pointer = await given(record, outside.get_artifact)
-            await outside.write(begun(record, self._bench.agent, now=now, pointer=pointer))
+            had = await given(record, outside.get_artifact)
+            record = had.record
+            await outside.write(begun(record, self._bench.agent, now=now, pointer=had.pointer))
+            if had.lost is not None:
+                await self._end(had.lost, record)
+                return
             recorded = world.earlier  # that of turns before it that it retries
             if record.attempts:
                 recorded = [*recorded, *world.events]  # whoever was stopped meanwhile sees what came since
             before = fold(world.log[: world.first], start=Context())
-            execution = resumed(record, recorded, before=before, port=outside, now=now, pointer=pointer, make=Rehearsal)
+            execution = resumed(
+                record, recorded, before=before, port=outside, now=now, pointer=had.pointer, make=Rehearsal
+            )
             assert isinstance(execution, Rehearsal)
             execution.outside, execution.fakes, execution.calls = outside, self._bench.fakes, self._bench.calls
             outcome = await self._drive(execution)
             if outcome is not None:
-                event = outcome.event(record)
-                self._bench.endings[event.id] = Ending(outcome, tuple(execution.replay.unused))
-                await outside.write(event)
+                await self._end(outcome, record, unused=tuple(execution.replay.unused))
         except (Crashed, LeaseLost):
             pass
         finally:
             world.release(outside.epoch)
+
+    async def _end(self, outcome: Outcome, record: TurnRecord, *, unused: tuple[str, ...] = ()) -> None:
+        event = outcome.event(record)
+        self._bench.endings[event.id] = Ending(outcome, unused)
+        await self.outside.write(event)
 
     async def _drive(self, execution: Rehearsal) -> Outcome | None:
         """The outcome; None: the turn has left its worker, or the worker died or was refused."""

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
+from longshift.artifacts import CHUNK, Spooled, check_range
 from longshift.config import Config
 from longshift.contract import (
     Artifact,
@@ -27,7 +28,7 @@ from longshift.contract import (
     Question,
     RecallScope,
 )
-from longshift.errors import ControlFlow, LeaseLost, NotFound, UsageError
+from longshift.errors import Conflict, ControlFlow, LeaseLost, NotFound, Unavailable, UsageError
 from longshift.events import NewEvent, encode
 from longshift.model import (
     CallOutcome,
@@ -283,12 +284,15 @@ class Outside:
         await self.awake()
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
-    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes, content_type: str) -> Artifact:
+    async def put_artifact(self, artifact_id: UUID, *, name: str, data: bytes | Spooled, content_type: str) -> Artifact:
         await self.awake()
         identity = show_id(Prefix.ARTIFACT, artifact_id)
-        self.world.artifacts[identity] = self.world.ledger.artifacts[identity] = self.world.kept[name] = data
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Artifact(id=identity, name=name, size=len(data), sha256=sha256, content_type=content_type)
+        whole = data if isinstance(data, bytes) else data.whole()
+        if self.world.artifacts.get(identity, whole) != whole:
+            raise Conflict(f"artifact {identity} has other bytes, and never changes: give new ones an id of their own")
+        self.world.artifacts[identity] = self.world.ledger.artifacts[identity] = self.world.kept[name] = whole
+        sha256 = hashlib.sha256(whole).hexdigest()
+        return Artifact(id=identity, name=name, size=len(whole), sha256=sha256, content_type=content_type)
 
     async def get_artifact(self, artifact_id: UUID) -> bytes:
         await self.awake()
@@ -296,6 +300,14 @@ class Outside:
             if parse_id(Prefix.ARTIFACT, identity) == artifact_id:
                 return data
         raise NotFound(f"there is no artifact {show_id(Prefix.ARTIFACT, artifact_id)}")
+
+    async def stream_artifact(
+        self, artifact_id: UUID, *, start: int, end: int | None, pause: Callable[[Unavailable], Awaitable[None]]
+    ) -> AsyncGenerator[bytes, None]:
+        check_range(start, end)
+        wanted = (await self.get_artifact(artifact_id))[start:end]
+        for first in range(0, len(wanted), CHUNK):
+            yield wanted[first : first + CHUNK]
 
     async def index(self, source: str, texts: Sequence[str], /, *, ordinals: Sequence[int] | None = None) -> int:
         await self._fenced(f"passages of {source}")
