@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,12 +15,13 @@ import pytest
 
 from longshift.artifacts import ArtifactStore, Spooled, open_store, spool
 from longshift.cold import Cold
-from longshift.db import collection, files
+from longshift.db import collection, files, intake
 from longshift.db.database import Database
 from longshift.db.files import NewArtifact
 from longshift.db.idempotency import Idempotency
+from longshift.db.intake import Entry
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
-from longshift.model import Prefix, new_id, show_id
+from longshift.model import NewTurn, Prefix, new_id, show_id
 from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage
 
@@ -156,22 +157,30 @@ async def test_an_upload_that_nobody_uses_goes_after_a_while_and_one_that_is_use
     assert (await delete_session(stage, cold, session)).artifacts == 1
 
 
-async def test_an_input_that_names_artifacts_keeps_those_of_its_tenant(stage: Stage, shelf: Shelf) -> None:
+async def test_a_turn_keeps_what_its_input_names_and_is_in_and_nothing_of_others(stage: Stage, shelf: Shelf) -> None:
     cold = cold_of(stage, shelf)
-    named, kept_in = await put(cold, stage, b"named"), await put(cold, stage, b"input")
+    named, large, inside = [await put(cold, stage, data) for data in (b"named", b"input", b"inside")]
     foreign, _ = await cold.put(b"x", tenant_id=new_id(), name="n", content_type="text/plain")
-    name = show_id(Prefix.ARTIFACT, named)
-    absent = show_id(Prefix.ARTIFACT, new_id())
-    texts = [f'{{"deep": [{{"{name}": "see {name}."}}], "b": "{absent} {show_id(Prefix.ARTIFACT, foreign.id)}"}}']
-    session = await session_of(stage)
+    name, absent, other = (show_id(Prefix.ARTIFACT, each) for each in (named, new_id(), foreign.id))
+    small = {"deep": [{name: f"see {name}."}, f"{name}0 {name[4:]}"], "b": f"{absent} {other}"}
+    turns = (
+        NewTurn(agent="echo", input=small, queue="default"),
+        NewTurn(agent="echo", input=None, queue="default", input_artifact=large, named=frozenset({inside})),
+    )
+    entries = [Entry(turn, new_id()) for turn in turns]
 
-    found = files.named_in(texts[0])
-    async with stage.db.transaction() as tx:
-        await files.refer(tx, [(session, found | {kept_in})], tenant_id=stage.tenant)
+    await intake.submit(
+        stage.db,
+        entries,
+        tenant_id=stage.tenant,
+        resource_id=turns[0].id,
+        now=datetime.now(UTC),
+        lifetime=LONG,
+    )
 
-    assert found >= {named, foreign.id}
-    referred = await (await stage.hand.execute("SELECT artifact_id, session_id FROM artifact_refs")).fetchall()
-    assert {(row["artifact_id"], row["session_id"]) for row in referred} == {(named, session), (kept_in, session)}
+    rows = await (await stage.hand.execute("SELECT artifact_id, session_id FROM artifact_refs")).fetchall()
+    one, two = (entry.session_id for entry in entries)
+    assert {(row["artifact_id"], row["session_id"]) for row in rows} == {(named, one), (large, two), (inside, two)}
 
 
 async def test_a_released_artifact_goes_and_the_others_of_its_session_stay(stage: Stage, shelf: Shelf) -> None:
