@@ -13,8 +13,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from longshift import Turn, agent, step
+from longshift import Budget, Turn, agent, step
 from tests.benchmarks.effects import BEGUN, DONE, note, step_name
+from tests.benchmarks.prose import answer
 
 RESULT = "x" * 256
 
@@ -61,6 +62,12 @@ async def latency(turn: Turn, count: int) -> list[float]:
         await nothing(number)
         took.append((time.perf_counter() - begun) * 1000)
     return took
+
+
+@agent("first")
+async def first(turn: Turn, nothing: None) -> float:
+    """When its first line runs."""
+    return time.time()
 
 
 class Beat(BaseModel):
@@ -214,3 +221,35 @@ async def haul(turn: Turn, mebibytes: int) -> int:
             yield bytes(1024 * 1024)
 
     return sum([len(chunk) async for chunk in turn.stream(await turn.artifact("hauled", source()))])
+
+
+# -- long sessions
+
+BUDGET = Budget(16_000)
+
+
+class Said(BaseModel):
+    """A user's message: the how-manieth, and its text."""
+
+    number: int
+    text: str
+
+
+@agent("talk")
+async def talk(turn: Turn, said: Said) -> str:
+    return answer(said.number)
+
+
+@step
+async def think(number: int) -> str:
+    return answer(number)
+
+
+@agent("talk_by_steps")
+async def talk_by_steps(turn: Turn, said: Said) -> str:
+    return await think(said.number)
+
+
+@agent("budgeted", budget=BUDGET)
+async def budgeted(turn: Turn, said: Said) -> str:
+    return answer(said.number)

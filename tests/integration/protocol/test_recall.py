@@ -382,7 +382,9 @@ def test_an_embedder_that_is_not_there_is_a_wrong_setting(name: str) -> None:
         load_embedder(name)
 
 
-@pytest.mark.parametrize("query", ["it's", "a\\b 'c", "x:* & !y | (z", "https://a.b/c\\d?e='f'", "''", "%s :tenant", "<->"])
+@pytest.mark.parametrize(
+    "query", ["it's", "a\\b 'c", "x:* & !y | (z", "https://a.b/c\\d?e='f'", "''", "%s :tenant", "<->"]
+)
 async def test_no_query_is_read_as_syntax(stage: Stage, query: str) -> None:
     words, claim = Retrieval(stage.db), await held(stage)
     await index(words, claim, f"anchor {query} harbour", "something else")
