@@ -14,13 +14,15 @@ from uuid import UUID
 import pytest
 
 from longshift.artifacts import ArtifactStore, Spooled, open_store, spool
-from longshift.cold import Cold
+from longshift.cold import Cold, Dropped
+from longshift.collector import Collector
 from longshift.db import collection, files, intake
 from longshift.db.database import Database
 from longshift.db.files import NewArtifact
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Entry
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
+from longshift.metrics import Metrics
 from longshift.model import NewTurn, Prefix, new_id, show_id
 from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage
@@ -551,3 +553,27 @@ async def test_a_spooled_file_is_put_like_bytes(stage: Stage, shelf: Shelf) -> N
         record, _ = await cold_of(stage, shelf).put(body, tenant_id=stage.tenant, name="n", content_type="text/plain")
 
     assert (record.sha256, record.size) == (HASH, len(TEXT))
+
+
+async def test_the_collector_of_the_fleet_counts_what_it_removes_and_survives_a_store_that_is_away(
+    stage: Stage, shelf: Shelf
+) -> None:
+    metrics = Metrics()
+    collector = Collector(cold_of(stage, shelf), leads=lambda: True, keep_uploads=NOW, metrics=metrics)
+    await put(cold_of(stage, shelf), stage)
+
+    async def away(doing: str, key: str) -> None:
+        raise Unavailable("the store is away")
+
+    shelf.before = away
+    assert await collector.collect() == Dropped()
+    shelf.before = _nothing
+    await put(cold_of(stage, shelf), stage, b"other")
+    assert await collector.collect() == Dropped(1, 1, len(b"other"))
+
+    assert shelf.keys == []
+    counted = {
+        what: metrics.registry.get_sample_value("longshift_collected_total", {"what": what})
+        for what in ("artifacts", "blobs", "bytes")
+    }
+    assert counted == {"artifacts": 1, "blobs": 1, "bytes": 5}
