@@ -17,9 +17,11 @@ from rich.console import Console
 from longshift.embedded import Guardian
 from tests.benchmarks import (
     archived,
+    artifacts,
     drain,
     faults,
     idle,
+    long_session,
     outages,
     poison,
     recovery,
@@ -47,6 +49,8 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "idle": idle.run,
     "restore": restore.run,
     "archived": archived.run,
+    "artifacts": artifacts.run,
+    "long_session": long_session.run,
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(BENCHMARKS)}; default: all")]
 Short = Annotated[

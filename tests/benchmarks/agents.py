@@ -7,13 +7,15 @@ import ctypes
 import os
 import resource
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Literal
 
 from pydantic import BaseModel
 
-from longshift import Turn, agent, step
+from longshift import Budget, Turn, agent, step
 from tests.benchmarks.effects import BEGUN, DONE, note, step_name
+from tests.benchmarks.prose import answer
 
 RESULT = "x" * 256
 
@@ -207,3 +209,47 @@ async def listener(turn: Turn, name: str) -> float:
     """Seconds from the moment that the signal says to its next line."""
     sent: float = await turn.wait_for(name)
     return time.time() - sent
+
+
+@agent("haul")
+async def haul(turn: Turn, mebibytes: int) -> int:
+    """The bytes of an artifact made of a stream, read back."""
+
+    async def source() -> AsyncIterator[bytes]:
+        yield turn.id.encode().ljust(1024 * 1024, b".")
+        for _ in range(mebibytes - 1):
+            yield bytes(1024 * 1024)
+
+    return sum([len(chunk) async for chunk in turn.stream(await turn.artifact("hauled", source()))])
+
+
+# -- long sessions
+
+BUDGET = Budget(16_000)
+
+
+class Said(BaseModel):
+    """A user's message: the how-manieth, and its text."""
+
+    number: int
+    text: str
+
+
+@agent("talk")
+async def talk(turn: Turn, said: Said) -> str:
+    return answer(said.number)
+
+
+@step
+async def think(number: int) -> str:
+    return answer(number)
+
+
+@agent("talk_by_steps")
+async def talk_by_steps(turn: Turn, said: Said) -> str:
+    return await think(said.number)
+
+
+@agent("budgeted", budget=BUDGET)
+async def budgeted(turn: Turn, said: Said) -> str:
+    return answer(said.number)

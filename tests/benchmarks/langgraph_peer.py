@@ -1,0 +1,31 @@
+"""LangGraph with its Postgres saver, as its documentation has it: the peer of what a conversation costs."""
+
+from __future__ import annotations
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+from tests.benchmarks.prose import answer, question
+
+THREAD = {"configurable": {"thread_id": "conversation"}}
+
+
+def reply(state: MessagesState) -> dict[str, list[AIMessage]]:
+    return {"messages": [AIMessage(answer(len(state["messages"]) // 2))]}
+
+
+def converse(url: str, *, turns: int) -> None:
+    """One thread of ``turns`` turns, each the answer of one node to one message."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("reply", reply)
+    builder.add_edge(START, "reply")
+    builder.add_edge("reply", END)
+    with PostgresSaver.from_conn_string(url) as saver:
+        saver.setup()
+        graph = builder.compile(checkpointer=saver)
+        for number in range(turns):
+            graph.invoke({"messages": [HumanMessage(question(number))]}, THREAD)
+        kept = graph.get_state(THREAD).values["messages"]
+    if [message.content for message in kept[-2:]] != [question(turns - 1), answer(turns - 1)]:
+        raise RuntimeError("the conversation was not kept")
