@@ -294,3 +294,18 @@ async def test_a_lease_on_an_archived_session_stands_after_an_outage(tiers: Tier
     assert standing.held
     assert (standing.last_seq, standing.last_event_id) == (won.claim.last_seq, won.claim.last_event_id)
     assert standing.last_seq == 10
+
+
+async def test_of_two_who_archive_the_slower_one_takes_nothing_back(tiers: Tiers) -> None:
+    session = await tiers.used()
+
+    async def meanwhile() -> None:  # another process archives, after another turn, while this one uploads
+        await tiers.used(session)
+        await Lifecycle(tiers.stage.db, tiers.cold, tiers.fresh()).archive(session)
+
+    tiers.stage.db.before[files.TOUCH] = meanwhile
+    with pytest.raises(InUse, match="meanwhile"):
+        await tiers.lifecycle.archive(session)
+
+    assert [e.seq for e in await tiers.events(session)] == list(range(1, 11))
+    assert (await tiers.stage.row(session))["archived_through"] == 10
