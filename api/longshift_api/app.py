@@ -25,6 +25,7 @@ from longshift.errors import Unavailable
 from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
+from longshift.warming import Warmer
 from longshift_api import (
     agents,
     approvals,
@@ -107,7 +108,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
             name="longshift-api",
         )
         stack.push_async_callback(db.close)
-        hot = Hot(config.require("redis_url"))
+        hot = Hot(config.require("redis_url"), context_ttl=config.hot_ttl)
         stack.push_async_callback(hot.close)
         store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
         stack.push_async_callback(store.close)
@@ -116,10 +117,11 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         if config.api_key is not None:
             await keys.ensure_key(db, config.api_key.get_secret_value())
         cold = Cold(db, store)
-        mailbox = Mailbox(db, hot, cold=cold, config=config, clock=clock)
+        archive = Archive(db, cold)
+        warmer = Warmer(db, hot.contexts, archive)
+        mailbox = Mailbox(db, hot, cold=cold, config=config, clock=clock, warmer=warmer)
         stack.push_async_callback(mailbox.close)
         keyring = Keyring(db, clock=clock)
-        archive = Archive(db, cold)
         edge = Edge(
             config=config,
             clock=clock,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import mimetypes
 import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import timedelta
 from email.message import Message
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated
 
 from fastapi import Query, Request, Response
 from starlette.responses import StreamingResponse
 
+from longshift.artifacts import ANY_TYPE, disposition
 from longshift.errors import InvalidInput
 from longshift.events import storable
 from longshift.model import ArtifactRecord, Prefix
@@ -20,11 +23,10 @@ from longshift_api.deps import Caller, Edge, EdgeDep, in_path
 from longshift_api.pages import reply
 from longshift_api.problems import Refusal, documented
 from longshift_api.replies import REPLAYED, made, matches
-from longshift_api.schemas import ARTIFACT_ID, ArtifactView
+from longshift_api.schemas import ARTIFACT_ID, ArtifactUrlView, ArtifactView
 from longshift_api.uploads import take_in
 
 router = deps.router("artifacts")
-ANY_TYPE = "application/octet-stream"
 _UNSAID = ("", ANY_TYPE, "application/x-www-form-urlencoded")  # the last is what curl says if it is not told otherwise
 _TYPE = re.compile(r"[\w!#$&^.+-]{1,60}/[\w!#$&^.+-]{1,100}(?:\s*;[\x20-\x7e]{1,200})?\Z", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
@@ -92,14 +94,17 @@ async def get_artifact(artifact_id: str, edge: EdgeDep, caller: Caller) -> Respo
     },
 )
 async def get_content(artifact_id: str, request: Request, edge: EdgeDep, caller: Caller) -> Response:
-    """Streamed; one range at a time. The ETag is the hash, for an artifact never changes."""
+    """Streamed; one range at a time. The ETag is the hash, for an artifact never changes.
+
+    The whole is verified on its way: bytes that are not what was uploaded are never sent to the end.
+    """
     artifact = await _find(edge, caller, artifact_id)
     headers = _headers(artifact)
     if matches(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     span = _span(request, artifact)
     start, end = span or (0, artifact.size)
-    chunks = edge.cold.store.stream(artifact.key, start=start, end=end)
+    chunks = edge.cold.stream(artifact, start=start, end=end)
     headers["Content-Length"] = str(end - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size}"
@@ -108,14 +113,46 @@ async def get_content(artifact_id: str, request: Request, edge: EdgeDep, caller:
     )
 
 
-async def _begun(chunks: Any) -> Any:
+@router.get(
+    "/artifacts/{artifact_id}/url",
+    summary="A URL to download an artifact without an API key",
+    response_model=None,
+    responses={200: {"model": ArtifactUrlView}, **documented(404)},
+)
+async def get_url(
+    artifact_id: str,
+    request: Request,
+    edge: EdgeDep,
+    caller: Caller,
+    expires_in: Annotated[int, Query(ge=1, le=604_800, description="seconds, at most a week")] = 3600,
+) -> Response:
+    """Signed by the object store, so that the bytes need not pass through the API: whoever has it may read them until it
+    expires. The store cannot sign for longer than its own credentials last.
+
+    Where the artifacts are in a folder there is no such thing: ``presigned`` is false, and ``url`` is the ordinary link to
+    the content, which needs the key.
+    """
+    artifact = await _find(edge, caller, artifact_id)
+    lifetime = timedelta(seconds=expires_in)
+    url = await edge.cold.store.presign(
+        artifact.key, expires_in=lifetime, name=artifact.name, content_type=artifact.content_type
+    )
+    if url is None:
+        content = ArtifactView.of(artifact).links["content"]
+        return reply(ArtifactUrlView(url=content, presigned=False, expires_at=None))
+    secret = {"Cache-Control": "no-store"}
+    return reply(ArtifactUrlView(url=url, presigned=True, expires_at=edge.clock.now() + lifetime), headers=secret)
+
+
+async def _begun(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """The same chunks, the first already fetched: a missing object must be an error, not half an answer."""
     first = await anext(chunks, b"")
 
-    async def all_of_them() -> Any:
-        yield first
-        async for chunk in chunks:
-            yield chunk
+    async def all_of_them() -> AsyncGenerator[bytes, None]:
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                yield chunk
 
     return all_of_them()
 
@@ -131,7 +168,7 @@ def _headers(artifact: ArtifactRecord) -> dict[str, str]:
         "ETag": f'"{artifact.sha256}"',
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.name, safe='')}",
+        "Content-Disposition": disposition(artifact.name),
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
     }

@@ -337,6 +337,12 @@ class ArtifactView(Shown):
         )
 
 
+class ArtifactUrlView(Shown):
+    url: str = Field(description="to GET it from; a path of this API if not presigned")
+    presigned: bool = Field(description="false: the artifact store cannot sign URLs, this one needs the API key")
+    expires_at: datetime | None
+
+
 class AgentView(Shown):
     name: str
     version: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -61,3 +63,8 @@ def assert_no_finished_step_ran_again(events: Sequence[Json], effects: Iterable[
 def runs_of(effects: Iterable[Effect]) -> Counter[tuple[str, str]]:
     """How often each (turn, step name) began."""
     return Counter((e.turn, e.step) for e in effects if e.what == "begun")
+
+
+def digest(value: Json) -> str:
+    """The same for the same JSON, here and in the process of an agent."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

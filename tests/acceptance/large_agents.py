@@ -31,3 +31,15 @@ async def historian(turn: Turn, given: str) -> list[Any]:
     if "gate" in turn.metadata:
         await gate(turn.metadata["gate"])
     return list(turn.history)
+
+
+@agent("echoing")
+async def echoing(turn: Turn, text: str) -> str:
+    return text
+
+
+@agent("asking")
+async def asking(turn: Turn, text: str) -> bool:
+    """Whether a child gives back what it was given."""
+    child = await turn.spawn(echoing, text)
+    return await child == text

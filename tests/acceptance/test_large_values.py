@@ -105,3 +105,18 @@ def test_a_turn_whose_input_is_lost_fails_and_its_session_goes_on(
     assert (turn["status"], turn["error"]["code"], turn["input"]) == ("failed", "value_lost", None)
     assert turn["error"]["artifact"] == second["input_artifact"]["id"]
     assert client.wait(third)["status"] == "succeeded"
+
+
+def test_large_values_pass_between_a_turn_and_its_child_by_pointer(
+    fleet: Fleet, client: Client, worker: Process
+) -> None:
+    turn = client.wait(client.submit("asking", noise(5, 50 * KB)))
+
+    assert turn["output"] is True
+    [ended] = [event["payload"] for event in client.events(turn) if event["kind"] == "wait.ended"]
+    assert (ended["output"], ended["artifact"]["size"]) == (None, 50 * KB + 2)
+    with psycopg.connect(fleet.database_url) as connection:
+        refs = "SELECT session_id FROM artifact_refs WHERE artifact_id = CAST(%s AS uuid)"
+        keep = {row[0].hex for row in connection.execute(refs, (ended["artifact"]["id"],))}
+    assert turn["session_id"].removeprefix("ses_") in keep
+    assert len(keep) == 2  # the child's may be deleted first

@@ -16,6 +16,8 @@ from rich.console import Console
 
 from longshift.embedded import Guardian
 from tests.benchmarks import (
+    archived,
+    artifacts,
     drain,
     faults,
     idle,
@@ -46,6 +48,8 @@ BENCHMARKS: dict[str, Callable[..., Awaitable[Report]]] = {
     "timers": timers.run,
     "idle": idle.run,
     "restore": restore.run,
+    "archived": archived.run,
+    "artifacts": artifacts.run,
     "long_session": long_session.run,
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"which: {', '.join(BENCHMARKS)}; default: all")]

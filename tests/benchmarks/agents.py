@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import time
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Literal
 
@@ -61,6 +62,12 @@ async def latency(turn: Turn, count: int) -> list[float]:
         await nothing(number)
         took.append((time.perf_counter() - begun) * 1000)
     return took
+
+
+@agent("first")
+async def first(turn: Turn, nothing: None) -> float:
+    """When its first line runs."""
+    return time.time()
 
 
 class Beat(BaseModel):
@@ -202,6 +209,18 @@ async def listener(turn: Turn, name: str) -> float:
     """Seconds from the moment that the signal says to its next line."""
     sent: float = await turn.wait_for(name)
     return time.time() - sent
+
+
+@agent("haul")
+async def haul(turn: Turn, mebibytes: int) -> int:
+    """The bytes of an artifact made of a stream, read back."""
+
+    async def source() -> AsyncIterator[bytes]:
+        yield turn.id.encode().ljust(1024 * 1024, b".")
+        for _ in range(mebibytes - 1):
+            yield bytes(1024 * 1024)
+
+    return sum([len(chunk) async for chunk in turn.stream(await turn.artifact("hauled", source()))])
 
 
 # -- long sessions

@@ -88,10 +88,10 @@ async def run(stack: Stack, *, short: bool) -> Report:
 
 
 async def _measure(site: Site, report: Report, *, total: int, messages: int, repetitions: int) -> None:
-    full, session = (_fill(site, total=total, messages=messages) for _ in range(2))
+    full, session = (fill(site, total=total, messages=messages) for _ in range(2))
     back = total // 10
     context = (await restore(site.db, session.id, through=total - back)).context
-    size = _checkpoint(site, session.id, context)
+    size = save_checkpoint(site, session.id, context)
     _settle(site)
     if messages < total:  # a context as large as the log is too large for Redis
         await session.heat()
@@ -106,8 +106,8 @@ async def _measure(site: Site, report: Report, *, total: int, messages: int, rep
         report.ratio(f"{what}: cold / hot", checkpoint, report.add(f"{what}: hot", "ms", copies))
 
 
-def _fill(site: Site, *, total: int, messages: int) -> Session:
-    session = new_id()
+def fill(site: Site, *, total: int, messages: int, session: UUID | None = None) -> Session:
+    session = session or new_id()
     with psycopg.connect(site.database_url, autocommit=True) as connection:
         connection.execute(
             EVENTS,
@@ -127,7 +127,7 @@ def _fill(site: Site, *, total: int, messages: int) -> Session:
     return Session(site, session, total, row[0])
 
 
-def _checkpoint(site: Site, session: UUID, context: Context) -> int:
+def save_checkpoint(site: Site, session: UUID, context: Context) -> int:
     saved = json.dumps({"history": context.history, "state": context.state})
     with psycopg.connect(site.database_url, autocommit=True) as connection:
         connection.execute(CHECKPOINT, (session, context.seq, context.event_id, saved))

@@ -209,9 +209,9 @@ class Site:
             self.spawn(worker.settings)
         return len(ended)
 
-    async def start_api(self) -> str:
+    async def start_api(self, *, settings: Settings | None = None) -> str:
         """Start the API on a port that is free; its URL."""
-        api = self._launch(API, {"PORT": 0, "API_KEY": API_KEY})
+        api = self._launch(API, {"PORT": 0, "API_KEY": API_KEY, **(settings or {})})
         self.apis.append(api)
 
         def port() -> int | None:

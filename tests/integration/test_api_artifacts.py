@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from longshift_api.schemas import ArtifactView
-from tests.support.api import Api
+from longshift_api.schemas import ArtifactUrlView, ArtifactView
+from tests.support.api import Api, api_config, running_api
+from tests.support.object_store import ObjectServer
 
 BYTES = bytes(range(256)) * 4096  # 1 MiB
 
@@ -113,3 +116,46 @@ async def test_an_upload_that_is_empty_too_large_or_a_form_is_refused(small_api:
     odd = await small_api.client.post("/v1/artifacts", content=b"x", headers={"Content-Type": "nonsense"})
 
     assert [a.status_code for a in (empty, announced, streamed, form, odd)] == [422, 413, 413, 415, 422]
+
+
+async def test_a_folder_has_no_url_of_its_own_and_says_so(api: Api) -> None:
+    artifact = await upload(api)
+
+    answer = await api.client.get(f"{artifact['links']['self']}/url")
+
+    ArtifactUrlView.model_validate(answer.json(), extra="forbid")
+    assert answer.json() == {"url": artifact["links"]["content"], "presigned": False, "expires_at": None}
+    assert (await api.client.get(f"{artifact['links']['self']}/url?expires_in=604801")).status_code == 422
+    other = await api.key(tenant="other")
+    assert (await api.client.get(f"{artifact['links']['self']}/url", headers=other)).status_code == 404
+
+
+async def test_a_signed_url_leads_to_the_bytes_without_the_api(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with ObjectServer() as server:
+        config = api_config(database_url, redis_url, tmp_path).model_copy(
+            update={"artifacts_url": server.url("some/prefix")}
+        )
+        async with running_api(config) as api:
+            artifact = await upload(api, path="/v1/artifacts?name=a%20b.pdf")
+            answer = await api.client.get(f"{artifact['links']['self']}/url?expires_in=60")
+            found = answer.json()
+            async with httpx.AsyncClient(trust_env=False) as anybody:
+                content = await anybody.get(found["url"])
+
+    assert (found["presigned"], answer.headers["cache-control"]) == (True, "no-store")
+    assert found["expires_at"] is not None
+    assert content.content == BYTES
+    assert content.headers["content-disposition"] == "attachment; filename*=UTF-8''a%20b.pdf"
+
+
+async def test_bytes_that_are_not_what_was_uploaded_are_not_sent_to_the_end(api: Api, tmp_path: Path) -> None:
+    artifact = await upload(api)
+    (stored,) = (path for path in (tmp_path / "artifacts").rglob("*@") if path.is_file())
+    stored.write_bytes(BYTES[:-1] + b"?")
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await api.client.get(artifact["links"]["content"])

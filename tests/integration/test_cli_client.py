@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -9,12 +10,14 @@ from datetime import timedelta
 
 import pytest
 
+from longshift.cli.exits import ExitCode
 from longshift.client import Client
 from longshift.embedded import Guardian
 from longshift.errors import ConfigError, Denied, InvalidInput, NotFound, SessionBusy, Unavailable, UnknownAgent
 from longshift.model import OnBusy
-from tests.support.local_stack import LocalStack, running
+from tests.support.local_stack import LocalStack, peak_memory, running
 
+MIB = 1024 * 1024
 KEY = "lsk_for_the_tests_of_the_client"
 
 
@@ -64,6 +67,32 @@ async def test_a_file_is_uploaded_by_its_name(client: Client, stack: LocalStack)
     assert (artifact["name"], artifact["content_type"]) == ("notes.txt", "text/plain")
     with pytest.raises(InvalidInput, match="cannot read"):
         await client.upload(stack.folder / "none.txt")
+
+
+def test_artifacts_go_up_and_come_down_with_flat_memory(stack: LocalStack) -> None:
+    """Through the command line, the API and a worker: none of them ever holds what is large as a whole."""
+    assert stack.ready
+    small, large, back = (stack.folder / name for name in ("small", "large.bin", "back.bin"))
+    small.write_bytes(b"1")
+    large.write_bytes(os.urandom(MIB) * 64)
+    ours = [process for process in stack.everything() if "python" in process.name()]
+    for path in (small, large):
+        before = {process: peak_memory(process) for process in ours}
+        put = stack.call("artifacts", "put", str(path), "--type", "image/png", "--json", api_key=KEY)
+        got = stack.call("artifacts", "get", put.json["id"], "--output", str(back), api_key=KEY)
+        hauled = stack.call("submit", "haul", json.dumps(str(path)), "--wait", api_key=KEY)
+        assert (put.code, got.code, hauled.code) == (0, 0, 0)
+        assert back.read_bytes() == path.read_bytes()
+        assert hauled.json == put.json["sha256"]
+    grown = max(peak_memory(process) - before[process] for process in ours)
+    assert grown < 24 * MIB  # of 64
+
+    shown = stack.call("artifacts", "show", put.json["id"], api_key=KEY)
+    link = stack.call("artifacts", "show", put.json["id"], "--url", api_key=KEY)
+    absent = stack.call("artifacts", "get", "art_" + "0" * 32, "--output", str(stack.folder / "absent"), api_key=KEY)
+    assert "image/png" in shown.out
+    assert (link.out.strip(), "needs the API key" in link.err) == (put.json["links"]["content"], True)
+    assert (absent.code, (stack.folder / "absent").exists()) == (ExitCode.NOT_FOUND, False)
 
 
 async def test_problems_come_out_as_typed_errors(client: Client, stack: LocalStack) -> None:

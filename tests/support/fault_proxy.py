@@ -34,8 +34,10 @@ _STATUS = {Fault.UNAVAILABLE: b"503 Slow Down", Fault.ERROR: b"500 Internal Serv
 class FaultProxy:
     """In a thread of its own; listens on the same port after a ``REFUSED`` as before."""
 
-    def __init__(self, port: int, *, cut_after: int = CUT_AFTER) -> None:
+    def __init__(self, port: int, *, cut_after: int = CUT_AFTER, latency: float = 0) -> None:
+        """``latency``: seconds that each piece of a request takes; a small request is one piece."""
         self._target = port
+        self._latency = latency
         self._cut_after = cut_after
         self._fault = Fault.NONE
         self._loop = asyncio.new_event_loop()
@@ -118,7 +120,7 @@ class FaultProxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers.add(back)
-        sending = asyncio.create_task(_copy(reader, back))
+        sending = asyncio.create_task(_copy(reader, back, latency=self._latency))
         try:
             await self._answer(there, writer)
         finally:
@@ -142,8 +144,9 @@ class FaultProxy:
                 await writer.drain()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, latency: float) -> None:
     with suppress(OSError):
         while data := await reader.read(65536):
+            await asyncio.sleep(latency)
             writer.write(data)
             await writer.drain()

@@ -24,6 +24,8 @@ from longshift.testing.waiting import wait_until_sync
 
 AGENTS = '''
 import asyncio
+import hashlib
+from pathlib import Path
 from longshift import Turn, agent, emit, step
 
 @step
@@ -41,6 +43,14 @@ async def sleepy(turn: Turn, seconds: float) -> str:
     await add(1, 1)
     await asyncio.sleep(seconds)
     return "slept"
+
+@agent("haul")
+async def haul(turn: Turn, path: str) -> str:
+    """The hash of a file, after it has been to the cold tier and back."""
+    digest = hashlib.sha256()
+    async for chunk in turn.stream(await turn.artifact("hauled", Path(path))):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 @agent("broken")
 async def broken(turn: Turn, n: int) -> int:
@@ -171,6 +181,12 @@ class LocalStack:
     def call(self, *arguments: str, given: str = "", **settings: str) -> Said:
         """Run one command in the stack's folder, in this process."""
         return call_inline(*arguments, folder=self.folder, given=given, **settings)
+
+
+def peak_memory(process: psutil.Process) -> int:
+    """Bytes that the process has had resident at most since it began."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 @contextmanager

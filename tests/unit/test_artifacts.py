@@ -14,11 +14,13 @@ from itertools import count
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from longshift.artifacts import ArtifactStore, object_key, open_store, read_verified, spool
+from longshift.artifacts.serving import ANY_TYPE, passive
 from longshift.errors import ArtifactCorrupt, InvalidInput, LongshiftError, NotFound, Unavailable
 from tests.support.object_store import ObjectServer
 
@@ -366,3 +368,46 @@ async def test_a_store_that_is_gone_is_unavailable_not_empty(mortal_place: Place
             assert type(caught.value) is Unavailable
             assert caught.value.__suppress_context__ or caught.value.__context__ is None
             assert SECRET not in str(caught.value)
+
+
+async def test_a_signed_url_gives_a_download_to_anybody_and_a_folder_has_none(
+    store: ArtifactStore, place: Place
+) -> None:
+    name, hour = 'rapport "é"\r\nX-Evil: 1.html', timedelta(hours=1)
+    await store.put("t/x/1", b"<script>", content_type="text/html")
+    page = await store.presign("t/x/1", expires_in=hour, name=name, content_type="text/html")
+    text = await store.presign("t/x/1", expires_in=hour, name="a", content_type="text/plain; charset=utf-8")
+    for wrong in (timedelta(0), timedelta(days=8)):
+        with pytest.raises(InvalidInput, match="7 days"):
+            await store.presign("t/x/1", expires_in=wrong, name=name, content_type="text/html")
+
+    if place.url.startswith("file:"):
+        assert (page, text) == (None, None)
+        return
+    assert page is not None
+    assert text is not None
+    assert SECRET not in page.replace(f"Credential={SECRET}", "")  # which is the key's id, the same word here
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.get(page)
+        assert (await client.get(text)).headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.content == b"<script>"
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment; filename*=UTF-8''rapport%20%22%C3%A9%22%0D%0A")
+    assert "x-evil" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("kind", "safe"),
+    [
+        ("text/html", False),
+        ("image/svg+xml", False),
+        ("application/xhtml+xml", False),
+        ("text/javascript", False),
+        ("TEXT/HTML; charset=utf-8", False),
+        ("image/png", True),
+        ("application/pdf", True),
+        ("Text/Plain; charset=utf-8", True),
+    ],
+)
+def test_a_type_that_a_browser_may_run_is_not_repeated(kind: str, safe: bool) -> None:
+    assert passive(kind) == (kind if safe else ANY_TYPE)

@@ -20,6 +20,7 @@ from longshift.model import CallStatus, TurnStatus
 from longshift.offload import PREVIEW, PREVIEW_BYTES, Laid, Pointer, preview_of, size_of
 from longshift.testing import Ledger, Scenario, named_crash_points, run, torture
 from longshift.testing.outside import Outside
+from longshift.testing.waiting import wait_until
 
 KB, MB = 1024, 1024 * 1024
 SIZE = 5 * MB
@@ -155,6 +156,27 @@ def test_the_context_that_an_agent_sees_is_the_fold_whatever_is_large(program: l
         result = run(various, "x" * size, log=log, crash_after=3)
         assert result.output == fold([e for e in log if e is not log[-1]]).history
         assert max(len(encode(dict(event.payload)).encode()) for event in log[:-1]) <= Outside.inline + KB
+
+
+def test_a_message_that_takes_its_time_to_be_stored_joins_the_history_where_the_log_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @agent("chatty")
+    async def chatty(turn: Turn, _: None) -> list[Any]:
+        await turn.gather(turn.say(made("large", 40 * KB)), turn.say("small"))
+        return list(turn.history)
+
+    put = Outside.put_artifact
+
+    async def slowly(port: Outside, artifact_id: UUID, **options: Any) -> Artifact:
+        if options["name"] == "content.json":
+            await wait_until(lambda: len(port.world.events) == 2, description="the other message is recorded")
+        return await put(port, artifact_id, **options)
+
+    monkeypatch.setattr(Outside, "put_artifact", slowly)
+    result = run(chatty, None)
+    assert result.output == fold(result.events[:-1]).history
+    assert [message["content"] == "small" for message in result.output] == [False, True, False]
 
 
 def test_a_repetition_with_another_result_has_an_artifact_of_its_own() -> None:

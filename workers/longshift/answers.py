@@ -119,12 +119,19 @@ class EventInfo(TypedDict):
     created_at: str
 
 
+class ArtifactUrlInfo(TypedDict):
+    url: str
+    presigned: bool  # false: a path of the API, which needs the key
+    expires_at: str | None
+
+
 class ArtifactInfo(TypedDict):
     id: str
     name: str
     content_type: str
     size: int
     sha256: str
+    created_at: str
 
 
 class StepInfo(TypedDict):

@@ -30,6 +30,7 @@ from longshift.answers import (
     AgentInfo,
     ApprovalInfo,
     ArtifactInfo,
+    ArtifactUrlInfo,
     BatchInfo,
     DeletedInfo,
     EventInfo,
@@ -64,6 +65,7 @@ __all__ = [
     "AgentInfo",
     "ApprovalInfo",
     "ArtifactInfo",
+    "ArtifactUrlInfo",
     "BatchInfo",
     "Client",
     "DeletedInfo",
@@ -426,6 +428,7 @@ class Client:
             params=given(name=name),
             headers={"Content-Type": content_type, "Idempotency-Key": str(new_id())},
             content=streamed(file_chunks(content)) if isinstance(content, Path) else content,
+            timeout=httpx.Timeout(self._wire.seconds, read=10 * self._wire.seconds),  # all of it is stored first
         )
         artifact: ArtifactInfo = response.json()
         return artifact
@@ -434,7 +437,13 @@ class Client:
         found: ArtifactInfo = await self._wire.get(path_of(artifact_id, Prefix.ARTIFACT))
         return found
 
-    async def download(self, artifact_id: str) -> AsyncIterator[bytes]:
+    async def artifact_url(self, artifact_id: str, *, expires_in: int = 3600) -> ArtifactUrlInfo:
+        """A URL from which anybody may download the artifact for ``expires_in`` seconds, if its store can sign one."""
+        path = f"{path_of(artifact_id, Prefix.ARTIFACT)}/url"
+        found: ArtifactUrlInfo = await self._wire.get(path, params={"expires_in": expires_in})
+        return found
+
+    async def download(self, artifact_id: str) -> AsyncGenerator[bytes, None]:
         """The bytes of an artifact, in pieces."""
         async with self._wire.stream(f"{path_of(artifact_id, Prefix.ARTIFACT)}/content") as response:
             async for chunk in response.aiter_bytes(CHUNK):

@@ -50,7 +50,7 @@ class Config(BaseSettings):
     url: str = Field("http://127.0.0.1:8420", description="where the command line finds the API")
     max_body: int = Field(1024 * 1024, gt=0, description="bytes of a request body")
     max_batch_body: int = Field(200 * 1024 * 1024, gt=0, description="bytes of a JSONL batch body")
-    max_artifact: int = Field(256 * 1024 * 1024, gt=0, description="bytes of an uploaded artifact")
+    max_artifact: int = Field(2 * 1024**3, gt=0, description="bytes of an uploaded artifact")
 
     # workers
     agents: Names = Field(

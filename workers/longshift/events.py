@@ -25,7 +25,9 @@ do not know. Each change of the format adds a sentence to ``FORMAT_CHANGES``, wh
                        the oldest ``replaces`` of the context, which stand for ``summary_of`` of the session
 
 A value too large for a row is in the cold tier: where {input}, {output}, {result} or {content} would be, the event has
-{artifact: {id, size, sha256, preview}} instead.
+{artifact: {id, size, sha256, preview}} instead. ``id``: 32 hex digits; ``size``: bytes of its JSON; ``preview``: how it begins,
+at most 200 characters and 400 bytes as JSON, of a string its own characters, of anything else its JSON. A wait.ended of a child
+or a call has {artifact: {id, size, sha256}}, or null, beside {output} or {result}, which then is null.
 """
 
 from __future__ import annotations

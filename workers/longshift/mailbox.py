@@ -39,6 +39,7 @@ from longshift.model import (
     new_id,
     show_id,
 )
+from longshift.warming import Warmer
 
 CATALOGUE_TTL = 2.0
 """Seconds for which the registered agents are remembered; an unknown name is looked up at once."""
@@ -80,8 +81,19 @@ class Bell:
 class Mailbox:
     """Turns, batches, signals and cancels for one process. Close it before the database and Redis."""
 
-    def __init__(self, db: Database, hot: Hot, *, cold: Cold, config: Config, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        db: Database,
+        hot: Hot,
+        *,
+        cold: Cold,
+        config: Config,
+        clock: Clock = SYSTEM,
+        warmer: Warmer | None = None,
+    ) -> None:
+        """``warmer``: what is accepted in sessions of before is prepared while it waits; None: it is not."""
         self._db = db
+        self._warmer = warmer
         self._inputs = Inputs(cold, limits=config)
         self._bell = Bell(hot)
         self._config = config
@@ -90,7 +102,15 @@ class Mailbox:
         self._catalogue_at = -CATALOGUE_TTL
 
     async def close(self) -> None:
+        if self._warmer is not None:
+            await self._warmer.close()
         await self._bell.close()
+
+    def _accepted(self, accepted: Accepted, *, tenant_id: UUID, new: bool) -> None:
+        """What follows a commit. ``new``: in a session that was not there before."""
+        self._bell.ring(accepted.ring)
+        if self._warmer is not None and not new:
+            self._warmer.warm((tenant_id, session_id) for session_id, _ in accepted.ring)
 
     async def catalogue(self, *, wanted: tuple[str, str | None] | None = None) -> Catalogue:
         """The registered agents, at most ``CATALOGUE_TTL`` old; of now, if ``wanted`` (name, version) is not there."""
@@ -140,7 +160,7 @@ class Mailbox:
                 idempotency=idempotency,
                 reject_busy=on_busy is OnBusy.REJECT,
             )
-            self._bell.ring(accepted.ring)
+            self._accepted(accepted, tenant_id=tenant_id, new=draft.session_id is None)
         if on_busy is OnBusy.REPLACE:  # also for a repeat: the first request may have died before it came to this
             before = await mail.open_before(self._db, accepted.resource_id)
             await self._end(before, tenant_id=tenant_id, reason="replaced by a newer turn")
@@ -185,7 +205,7 @@ class Mailbox:
             deadline=deadline,
             idempotency=idempotency,
         )
-        self._bell.ring(accepted.ring)
+        self._accepted(accepted, tenant_id=tenant_id, new=False)
         return accepted
 
     async def submit_batch(

@@ -219,6 +219,8 @@ class Runner:
         if not run.started:
             raise error
         logger.error("turn failed inside", exc_info=error, extra={"turn_id": record.id.hex})
+        if isinstance(error, ArtifactCorrupt):
+            return await self._finish(run, record, failed(error.code, str(error)))
         return await self._finish(run, record, failed("internal", f"{type(error).__name__}: {error}"))
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:

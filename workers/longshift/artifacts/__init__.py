@@ -11,15 +11,18 @@ store per process, opened after any fork. boto3 is imported when the first ``s3:
 """
 
 from longshift.artifacts.location import open_store
+from longshift.artifacts.serving import ANY_TYPE, disposition
 from longshift.artifacts.spool import CHUNK, Digest, Spooled, in_memory, read_file, spool
 from longshift.artifacts.store import ArtifactStore, check_range, object_key, read_verified
 
 __all__ = [
+    "ANY_TYPE",
     "CHUNK",
     "ArtifactStore",
     "Digest",
     "Spooled",
     "check_range",
+    "disposition",
     "in_memory",
     "object_key",
     "open_store",

@@ -6,7 +6,7 @@ from importlib import metadata
 
 import typer
 
-from longshift.cli import decide, keys, look, processes, sessions, tenants, work
+from longshift.cli import artifacts, decide, keys, look, processes, sessions, tenants, work
 from longshift.cli.exits import EPILOG
 from longshift.cli.torture import torture
 from longshift.cli.up import up
@@ -45,6 +45,7 @@ for panel, commands in (
 ):
     for command in commands:
         app.command(rich_help_panel=panel, epilog=EPILOG)(command)
+app.add_typer(artifacts.app, name="artifacts", rich_help_panel=_WORK)
 app.add_typer(keys.app, name="keys", rich_help_panel=_RUN)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=_RUN)
 app.add_typer(sessions.app, name="sessions", rich_help_panel=_KEEP)

@@ -46,7 +46,7 @@ SELECT seq, id, epoch, turn_id, kind, key, schema_version, created_at, CAST(payl
 LOCK = text("SELECT 1 FROM sessions WHERE id = :session FOR NO KEY UPDATE")
 HEAD = text("""
 SELECT s.tenant_id, s.lease_epoch, s.archived_through, s.archived_event_id,
-       s.open_turns > 0 OR s.lease_worker IS NOT NULL AS in_use,
+       s.lease_worker IS NOT NULL AS leased, s.open_turns > 0 OR s.lease_worker IS NOT NULL AS in_use,
        coalesce(last.seq, s.archived_through) AS last_seq, coalesce(last.id, s.archived_event_id) AS last_event_id
   FROM sessions s LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id AND seq > s.archived_through
                                       ORDER BY seq DESC LIMIT 1) last ON true
@@ -117,6 +117,7 @@ class Head:
     lease_epoch: int
     archived_through: int
     archived_event_id: UUID | None
+    leased: bool
     in_use: bool
     last_seq: int
     last_event_id: UUID | None
