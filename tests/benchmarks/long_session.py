@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from uuid import UUID
 
 import psycopg
@@ -35,8 +36,8 @@ PARTS = 4
 
 async def run(stack: Stack, *, short: bool) -> Report:
     report = Report("long_session", "sessions of many turns: tokens in the context, restore, bytes in Postgres")
-    await _grow(stack, report, turns=40 if short else 1000, repetitions=3 if short else 25)
-    await _weigh(stack, report, turns=20 if short else TURNS)
+    await _grow(stack, report, turns=24 if short else 1000, repetitions=3 if short else 25)
+    await _weigh(stack, report, kinds=KINDS[:1] if short else KINDS, turns=20 if short else TURNS)
     return report
 
 
@@ -83,13 +84,16 @@ async def _check_budget(site: Site, session: UUID, report: Report) -> None:
 # -- what it weighs
 
 
-async def _weigh(stack: Stack, report: Report, *, turns: int) -> None:
+KINDS = (
+    ("talk", "Longshift"),
+    ("talk_by_steps", "Longshift, each answer also the result of a step"),
+    ("budgeted", f"Longshift, with a budget of {BUDGET.tokens:,} tokens"),
+)
+
+
+async def _weigh(stack: Stack, report: Report, *, kinds: Sequence[tuple[str, str]], turns: int) -> None:
     text = turns * (ASKED + ANSWERED)
-    for agent, what in (
-        ("talk", "Longshift"),
-        ("talk_by_steps", "Longshift, each answer also the result of a step"),
-        ("budgeted", f"Longshift, with a budget of {BUDGET.tokens:,} tokens"),
-    ):
+    for agent, what in kinds:
         async with stack.site() as site:
             await site.start()
             before = await _sizes(site)
