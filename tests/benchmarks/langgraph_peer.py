@@ -1,6 +1,11 @@
-"""LangGraph with its Postgres saver, as its documentation has it: the peer of what a conversation costs."""
+"""LangGraph with its Postgres saver, as its documentation has it: the peer of what a conversation costs.
+
+Run by the peers' own interpreter (`make peers`): ``python -m tests.benchmarks.langgraph_peer URL TURNS``.
+"""
 
 from __future__ import annotations
+
+import sys
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
@@ -30,3 +35,7 @@ def converse(url: str, *, turns: int) -> None:
         kept = graph.get_state(THREAD).values["messages"]
     if [message.content for message in kept[-2:]] != [question(turns - 1), answer(turns - 1)]:
         raise RuntimeError("the conversation was not kept")
+
+
+if __name__ == "__main__":
+    converse(sys.argv[1], turns=int(sys.argv[2]))

@@ -7,6 +7,7 @@ peer is LangGraph with its Postgres saver and the same conversation.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Sequence
 from uuid import UUID
@@ -22,13 +23,14 @@ from longshift.tokens import Gauge
 from tests.benchmarks.agents import BUDGET
 from tests.benchmarks.figures import Report
 from tests.benchmarks.prose import ANSWERED, ASKED, TURNS, question
-from tests.benchmarks.stack import PATIENCE, Site, Stack, until
+from tests.benchmarks.stack import PATIENCE, ROOT, Site, Stack, until
 from tests.support.databases import execute
 
 SIZES = """
 SELECT CAST(c.oid AS regclass)::text AS name, pg_total_relation_size(c.oid) AS bytes
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname IN ('public', 'peer')"""
 PEER = "peer"
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
 PASSAGES = ("passages", "passage_vectors")
 PARTS = 4
 """Between two of so many parts of the long session its restore is measured."""
@@ -107,17 +109,16 @@ async def _weigh(stack: Stack, report: Report, *, kinds: Sequence[tuple[str, str
 
 
 async def _weigh_peer(stack: Stack, report: Report, *, turns: int, text: int) -> None:
-    try:
-        from tests.benchmarks import langgraph_peer
-    except (ImportError, TypeError) as error:  # its packages do not pin each other: some versions do not fit
-        report.notes.append(f"LangGraph is left out, it cannot be imported: {type(error).__name__}: {error}")
+    if not PEERS.exists():
+        report.notes.append("LangGraph is left out: `make peers` installs it, in an environment of its own.")
         return
     async with stack.site() as site:
         before = await _sizes(site)
         await asyncio.to_thread(execute, site.database_url, "CREATE SCHEMA {name}", name=PEER)  # names meet
         separator = "&" if "?" in site.database_url else "?"
         url = f"{site.database_url}{separator}options=-csearch_path%3D{PEER}"
-        await asyncio.to_thread(langgraph_peer.converse, url, turns=turns)
+        command = [str(PEERS), "-m", "tests.benchmarks.langgraph_peer", url, str(turns)]
+        await asyncio.to_thread(lambda: subprocess.run(command, cwd=ROOT, check=True))
         _report(report, "LangGraph with its Postgres saver", before, await _sizes(site), text=text)
 
 
