@@ -319,3 +319,18 @@ async def test_a_turn_that_comes_while_a_log_is_put_back_goes_on_at_its_end(
     assert (won.claim.last_seq, won.claim.last_event_id) == (before[-1].seq, before[-1].id)
     assert (standing.last_seq, standing.last_event_id) == (before[-1].seq, before[-1].id)
     assert (await tiers.events(session))[:-1] == before
+
+
+async def test_of_two_who_archive_the_slower_one_takes_nothing_back(tiers: Tiers) -> None:
+    session = await tiers.used()
+
+    async def meanwhile() -> None:  # another process archives, after another turn, while this one uploads
+        await tiers.used(session)
+        await Lifecycle(tiers.stage.db, tiers.cold, tiers.fresh()).archive(session)
+
+    tiers.stage.db.before[files.TOUCH] = meanwhile
+    with pytest.raises(InUse, match="meanwhile"):
+        await tiers.lifecycle.archive(session)
+
+    assert [e.seq for e in await tiers.events(session)] == list(range(1, 11))
+    assert (await tiers.stage.row(session))["archived_through"] == 10

@@ -143,7 +143,9 @@ class Outside:
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         try:
-            for event in events:  # at once, as a worker's journal takes them: who is cancelled after this has recorded them
+            for (
+                event
+            ) in events:  # at once, as a worker's journal takes them: who is cancelled after this has recorded them
                 await self.write(event)
         except Crashed:
             self.on_crash()
