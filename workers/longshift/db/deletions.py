@@ -35,7 +35,7 @@ SELECT s.lease_worker IS NOT NULL OR EXISTS (
                 WHERE t.session_id = s.id AND t.parent_turn_id IS NOT NULL
                   AND p.status IN ('scheduled', 'queued', 'running', 'waiting')) AS child,
        CAST(:unused_since AS timestamptz) IS NOT NULL AND s.leased_at > :unused_since AS used,
-       coalesce((SELECT max(seq) FROM events e WHERE e.session_id = s.id), s.archived_through) AS events
+       greatest((SELECT max(seq) FROM events e WHERE e.session_id = s.id), s.archived_through) AS events
   FROM sessions s WHERE s.id = :session""")
 BURY = text("""
 UPDATE sessions SET deleted_at = clock_timestamp(), purge_at = clock_timestamp() + CAST(:again AS interval),

@@ -54,12 +54,14 @@ c AS MATERIALIZED (
     + _TAKE
 )
 
-# a second statement on purpose: in the claim's own snapshot the end of the log could be stale
+# A second statement on purpose: in the claim's own snapshot the end of the log could be stale. Rows of events up to
+# archived_through do not count: a restore that did not get to its end has left the first of them.
 ENDS = text(f"""
 SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq,
        coalesce(last.id, s.archived_event_id) AS last_event_id, head.*
   FROM sessions s
-  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id ORDER BY seq DESC LIMIT 1) last ON true
+  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id AND seq > s.archived_through
+                      ORDER BY seq DESC LIMIT 1) last ON true
   LEFT JOIN LATERAL (SELECT {TURN_COLUMNS} FROM turns t WHERE t.session_id = s.id AND t.status IN ('queued', 'running', 'waiting')
                       ORDER BY t.position LIMIT 1) head ON true
  WHERE s.id = ANY(CAST(:sessions AS uuid[]))""")

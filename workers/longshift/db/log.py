@@ -220,7 +220,8 @@ SELECT r.session_id, r.epoch, coalesce(s.lease_epoch = r.epoch AND s.lease_worke
        AS r(session_id, epoch, worker, seq)
   LEFT JOIN sessions s ON s.id = r.session_id
   LEFT JOIN events e ON e.session_id = r.session_id AND e.seq = r.seq
-  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = r.session_id ORDER BY seq DESC LIMIT 1) last ON true""")
+  LEFT JOIN LATERAL (SELECT seq, id FROM events WHERE session_id = s.id AND seq > s.archived_through
+                      ORDER BY seq DESC LIMIT 1) last ON true""")
 
 _READ = "SELECT session_id, seq, id, epoch, turn_id, kind, key, schema_version, payload, created_at FROM events"
 READ = text(f"{_READ} WHERE session_id = :session AND seq > :after ORDER BY seq LIMIT :limit")

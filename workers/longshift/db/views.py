@@ -46,7 +46,7 @@ SELECT s.id, s.tenant_id, s.queue, s.open_turns, s.next_position, s.lease_worker
        greatest(s.expires_at, CASE WHEN s.expires_at IS NOT NULL
                               THEN greatest(s.created_at, s.leased_at, s.idle_since) + d.ttl END) AS expires_at,
        coalesce(d.metadata, '{}'::jsonb) AS metadata,
-       coalesce((SELECT max(seq) FROM events e WHERE e.session_id = s.id), s.archived_through) AS last_seq
+       greatest((SELECT max(seq) FROM events e WHERE e.session_id = s.id), s.archived_through) AS last_seq
   FROM sessions s LEFT JOIN session_details d ON d.session_id = s.id
  WHERE s.tenant_id = :tenant AND s.deleted_at IS NULL"""
 SESSION = text(f"{_SESSION} AND s.id = :session")
