@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from longshift import segments
 from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.cold import Cold
-from longshift.db import archives, checkpoints, files, log
+from longshift.db import aging, archives, checkpoints, files, log, views
 from longshift.errors import ArtifactCorrupt, InUse, NotFound, StoreUnavailable, Unavailable
 from longshift.events import Event, Kind, fold
 from longshift.lifecycle import Lifecycle
@@ -233,6 +234,65 @@ async def test_a_restore_that_a_turn_or_a_trim_gets_in_the_way_of_changes_nothin
     assert await tiers.events(session) == before
 
 
+async def test_a_turn_after_a_restore_that_stopped_half_way_goes_on_where_the_archive_ends(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used(await tiers.used())
+    before = await tiers.events(session)
+    await tiers.lifecycle.archive(session)
+    with monkeypatch.context() as dying:
+        dying.setattr(lifecycle_module, "PIECE", 4)
+        dying.setattr(archives, "put_back", _once(archives.put_back))
+        with pytest.raises(Unavailable):
+            await tiers.lifecycle.restore(session)
+    assert await tiers.warm(session) == [1, 2, 3, 4]
+    shown = await views.session(tiers.stage.db, session, tenant_id=tiers.stage.tenant)
+    assert shown is not None
+    assert shown.last_seq == 10
+
+    await tiers.stage.submit(session)
+    won = await tiers.stage.claim(session)
+    standing = (await log.standing(tiers.stage.db, [(won.claim, 11)]))[(session, won.claim.epoch)]
+
+    end = before[-1].seq, before[-1].id
+    assert (won.claim.last_seq, won.claim.last_event_id) == end
+    assert (standing.last_seq, standing.last_event_id) == end
+
+
+@pytest.mark.parametrize("move", ["archive", "restore"])
+async def test_a_reader_whose_archive_is_replaced_under_it_reads_on(tiers: Tiers, move: str) -> None:
+    session = await tiers.used()
+    await tiers.lifecycle.archive(session)
+    await tiers.used(session)
+    before = await tiers.events(session)
+    # it has found the archive's row, and not fetched the manifest
+    tiers.stage.db.before[files.FIND] = lambda: getattr(tiers.lifecycle, move)(session)
+
+    assert await tiers.events(session) == before
+
+
+async def test_a_log_that_another_archives_meanwhile_is_not_taken_for_one_with_a_gap(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used(steps=150)
+    before = await tiers.events(session)
+
+    async def archive_and_trim_some() -> None:
+        with monkeypatch.context() as dying:
+            dying.setattr(lifecycle_module, "PIECE", 110)
+            dying.setattr(archives, "trim", _once(archives.trim))
+            with pytest.raises(Unavailable):
+                await tiers.lifecycle.archive(session)
+
+    async def first_page() -> None:
+        tiers.stage.db.before[archives.STORED] = archive_and_trim_some
+
+    tiers.stage.db.before[archives.STORED] = first_page
+    with pytest.raises(InUse):
+        await tiers.lifecycle.archive(session)
+    assert await tiers.events(session) == before
+
+
 async def test_no_checkpoint_stays_that_archived_events_would_have_to_follow(tiers: Tiers) -> None:
     session, turn = await tiers.stage.submit()
     won = await tiers.stage.claim(session)
@@ -294,3 +354,25 @@ async def test_a_lease_on_an_archived_session_stands_after_an_outage(tiers: Tier
     assert standing.held
     assert (standing.last_seq, standing.last_event_id) == (won.claim.last_seq, won.claim.last_event_id)
     assert standing.last_seq == 10
+
+
+async def test_a_session_that_is_locked_gets_its_time_to_live_later(tiers: Tiers) -> None:
+    stage = tiers.stage
+    sessions = sorted([(await stage.submit())[0] for _ in range(3)])
+    after, last = UUID(int=0), UUID(int=(1 << 128) - 1)
+
+    async with stage.locked(sessions[1]):
+        assert await aging.adopt(stage.db, after=after, before=last, limit=10) == sessions[0]
+    assert await aging.adopt(stage.db, after=sessions[0], before=last, limit=10) == sessions[2]
+
+    assert all([(await stage.row(session))["expires_at"] for session in sessions])
+
+
+async def test_a_reader_whose_session_is_deleted_under_it_comes_to_an_end(tiers: Tiers) -> None:
+    session = await tiers.used()
+    await tiers.lifecycle.archive(session)
+    tiers.stage.db.before[archives.FIND] = lambda: tiers.lifecycle.delete(session)
+
+    async with asyncio.timeout(5):
+        assert await tiers.events(session) == []
+        assert await tiers.events(session) == []
