@@ -356,6 +356,18 @@ async def test_a_lease_on_an_archived_session_stands_after_an_outage(tiers: Tier
     assert standing.last_seq == 10
 
 
+async def test_a_session_whose_last_turn_is_cancelled_before_it_starts_is_idle_again(tiers: Tiers) -> None:
+    claim, turn = await tiers.stage.running()
+    _, waiting = await tiers.stage.submit(claim.session_id)
+    assert await log.finish(tiers.stage.db, [finish(claim, turn, seq=2)])
+    assert (await tiers.stage.row(claim.session_id))["idle_since"] is None
+
+    await tiers.stage.cancel(waiting)
+
+    row = await tiers.stage.row(claim.session_id)
+    assert (row["open_turns"], row["ready_at"], row["idle_since"] is None) == (0, None, False)
+
+
 async def test_a_session_that_is_locked_gets_its_time_to_live_later(tiers: Tiers) -> None:
     stage = tiers.stage
     sessions = sorted([(await stage.submit())[0] for _ in range(3)])
