@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import pytest
@@ -17,11 +17,14 @@ from longshift import segments
 from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.cold import Cold
+from longshift.context import Tiers as ContextTiers
+from longshift.context import restore
 from longshift.db import aging, archives, checkpoints, files, log, views
 from longshift.errors import ArtifactCorrupt, InUse, NotFound, StoreUnavailable, Unavailable
 from longshift.events import Event, Kind, fold
+from longshift.hot.copies import Copy
 from longshift.lifecycle import Lifecycle
-from longshift.model import new_id
+from longshift.model import Kept, new_id
 from tests.integration.protocol.stage import Stage, append, event, finish, start
 
 T = TypeVar("T")
@@ -257,6 +260,41 @@ async def test_a_turn_after_a_restore_that_stopped_half_way_goes_on_where_the_ar
     end = before[-1].seq, before[-1].id
     assert (won.claim.last_seq, won.claim.last_event_id) == end
     assert (standing.last_seq, standing.last_event_id) == end
+
+
+async def test_an_old_copy_is_not_continued_with_the_rows_that_half_a_restore_has_left(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used(await tiers.used())
+    old = fold((await tiers.events(session))[:3])
+    await tiers.lifecycle.archive(session)
+    with monkeypatch.context() as dying:
+        dying.setattr(lifecycle_module, "PIECE", 4)
+        dying.setattr(archives, "put_back", _once(archives.put_back))
+        with pytest.raises(Unavailable):
+            await tiers.lifecycle.restore(session)
+    await tiers.used(session)
+    log_now = await tiers.events(session)
+    await tiers.stage.submit(session)
+    claim = (await tiers.stage.claim(session)).claim
+
+    class Contexts:
+        async def get(self, key: object) -> Copy:
+            return Copy(claim.epoch - 1, old, Kept(), b"")
+
+        async def drop(self, key: object, seen: object) -> None:
+            pass
+
+    restored = await restore(
+        tiers.stage.db,
+        session,
+        through=15,
+        event_id=log_now[-1].id,
+        claim=claim,
+        tiers=ContextTiers(contexts=cast(Any, Contexts()), archive=tiers.archive),
+    )
+
+    assert restored.fold.context == fold(log_now)
 
 
 @pytest.mark.parametrize("move", ["archive", "restore"])
