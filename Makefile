@@ -10,6 +10,9 @@ STAMP := $(VENV)/.stamp
 # The first of these that is new enough; 3.12 and 3.11 first, for there a Redis comes as a wheel.
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.12 python3.11 python3.13 python3.14 python3)
 ARGS ?=
+PEERS := .venv-peers
+COMPILE = env -u UV_FIND_LINKS -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL uv pip compile --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --no-sources --quiet
 
 .PHONY: help
 help: ## show this list
@@ -50,16 +53,20 @@ chaos: $(STAMP) ## let everything fail under load and check what must hold; ARGS
 up: $(STAMP) ## start the local stack: Postgres, Redis, API, workers
 	@$(BIN)/longshift up $(ARGS)
 
+.PHONY: peers
+peers: $(STAMP) ## install what `make bench` compares with, into an environment of its own
+	@$(BIN)/python -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r tests/benchmarks/peers.lock
+
 .PHONY: lock
 lock: ## renew requirements.lock from pyproject.toml (needs uv); ARGS="--upgrade" moves every pin
 	@command -v uv >/dev/null || { echo "make lock needs uv: see https://docs.astral.sh/uv/" >&2; exit 1; }
-	@env -u UV_FIND_LINKS -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL uv pip compile pyproject.toml --universal --python-version 3.11 \
-		--generate-hashes --all-extras --no-emit-index-url --no-emit-find-links --no-annotate --no-header --no-sources --quiet \
-		--output-file requirements.lock $(ARGS)
+	@$(COMPILE) pyproject.toml --all-extras --output-file requirements.lock $(ARGS)
+	@$(COMPILE) tests/benchmarks/peers.in --output-file tests/benchmarks/peers.lock $(ARGS)
 
 .PHONY: clean
 clean: ## remove the environment and every cache (not the data of `longshift up`)
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov dist build
+	@rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov dist build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml

@@ -95,9 +95,28 @@ def test_the_guide_for_authors_runs() -> None:
         run_python(block, namespace)
 
 
+def test_the_guide_to_artifacts_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    commands: Any = get_command(app)
+    for block in blocks("how-to/artifacts.md"):
+        if block.language == "python":
+            run_python(block, namespace)
+        elif block.text.startswith("longshift "):
+            for line in block.text.splitlines():
+                _, group, name, *arguments = shlex.split(line)
+                commands.commands[group].commands[name].make_context(name, arguments)
+
+
 def test_the_guide_to_frameworks_runs() -> None:
     namespace: dict[str, object] = {"__name__": "guide"}
     for block in blocks("how-to/frameworks.md"):
+        if block.language == "python":
+            run_python(block, namespace)
+
+
+def test_the_guide_to_memory_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    for block in blocks("how-to/memory.md"):
         if block.language == "python":
             run_python(block, namespace)
 

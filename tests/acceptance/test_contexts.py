@@ -67,7 +67,7 @@ class Session:
         return answer
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.full)])
 def test_redis_forgets_everything_while_turns_run_and_no_result_changes(
     fleet: Fleet, own_redis: LocalRedis, count: int

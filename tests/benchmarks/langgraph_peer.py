@@ -1,14 +1,20 @@
-"""LangGraph with its Postgres saver, as its documentation has it: the peer of what a conversation costs."""
+"""LangGraph with its Postgres saver, as its documentation has it: the peer of what a conversation costs.
+
+Run by the peers' own interpreter (`make peers`): ``python -m tests.benchmarks.langgraph_peer URL TURNS``.
+"""
 
 from __future__ import annotations
 
+import sys
+
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tests.benchmarks.prose import answer, question
 
-THREAD = {"configurable": {"thread_id": "conversation"}}
+THREAD = RunnableConfig(configurable={"thread_id": "conversation"})
 
 
 def reply(state: MessagesState) -> dict[str, list[AIMessage]]:
@@ -25,7 +31,11 @@ def converse(url: str, *, turns: int) -> None:
         saver.setup()
         graph = builder.compile(checkpointer=saver)
         for number in range(turns):
-            graph.invoke({"messages": [HumanMessage(question(number))]}, THREAD)
+            graph.invoke(MessagesState(messages=[HumanMessage(question(number))]), THREAD)
         kept = graph.get_state(THREAD).values["messages"]
     if [message.content for message in kept[-2:]] != [question(turns - 1), answer(turns - 1)]:
         raise RuntimeError("the conversation was not kept")
+
+
+if __name__ == "__main__":
+    converse(sys.argv[1], turns=int(sys.argv[2]))

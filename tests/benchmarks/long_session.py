@@ -7,7 +7,9 @@ peer is LangGraph with its Postgres saver and the same conversation.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
+from collections.abc import Sequence
 from uuid import UUID
 
 import psycopg
@@ -21,13 +23,14 @@ from longshift.tokens import Gauge
 from tests.benchmarks.agents import BUDGET
 from tests.benchmarks.figures import Report
 from tests.benchmarks.prose import ANSWERED, ASKED, TURNS, question
-from tests.benchmarks.stack import PATIENCE, Site, Stack, until
+from tests.benchmarks.stack import PATIENCE, ROOT, Site, Stack, until
 from tests.support.databases import execute
 
 SIZES = """
 SELECT CAST(c.oid AS regclass)::text AS name, pg_total_relation_size(c.oid) AS bytes
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' AND n.nspname IN ('public', 'peer')"""
 PEER = "peer"
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
 PASSAGES = ("passages", "passage_vectors")
 PARTS = 4
 """Between two of so many parts of the long session its restore is measured."""
@@ -35,8 +38,8 @@ PARTS = 4
 
 async def run(stack: Stack, *, short: bool) -> Report:
     report = Report("long_session", "sessions of many turns: tokens in the context, restore, bytes in Postgres")
-    await _grow(stack, report, turns=40 if short else 1000, repetitions=3 if short else 25)
-    await _weigh(stack, report, turns=20 if short else TURNS)
+    await _grow(stack, report, turns=24 if short else 1000, repetitions=3 if short else 25)
+    await _weigh(stack, report, kinds=KINDS[:1] if short else KINDS, turns=20 if short else TURNS)
     return report
 
 
@@ -83,13 +86,16 @@ async def _check_budget(site: Site, session: UUID, report: Report) -> None:
 # -- what it weighs
 
 
-async def _weigh(stack: Stack, report: Report, *, turns: int) -> None:
+KINDS = (
+    ("talk", "Longshift"),
+    ("talk_by_steps", "Longshift, each answer also the result of a step"),
+    ("budgeted", f"Longshift, with a budget of {BUDGET.tokens:,} tokens"),
+)
+
+
+async def _weigh(stack: Stack, report: Report, *, kinds: Sequence[tuple[str, str]], turns: int) -> None:
     text = turns * (ASKED + ANSWERED)
-    for agent, what in (
-        ("talk", "Longshift"),
-        ("talk_by_steps", "Longshift, each answer also the result of a step"),
-        ("budgeted", f"Longshift, with a budget of {BUDGET.tokens:,} tokens"),
-    ):
+    for agent, what in kinds:
         async with stack.site() as site:
             await site.start()
             before = await _sizes(site)
@@ -103,17 +109,16 @@ async def _weigh(stack: Stack, report: Report, *, turns: int) -> None:
 
 
 async def _weigh_peer(stack: Stack, report: Report, *, turns: int, text: int) -> None:
-    try:
-        from tests.benchmarks import langgraph_peer
-    except (ImportError, TypeError) as error:  # its packages do not pin each other: some versions do not fit
-        report.notes.append(f"LangGraph is left out, it cannot be imported: {type(error).__name__}: {error}")
+    if not PEERS.exists():
+        report.notes.append("LangGraph is left out: `make peers` installs it, in an environment of its own.")
         return
     async with stack.site() as site:
         before = await _sizes(site)
         await asyncio.to_thread(execute, site.database_url, "CREATE SCHEMA {name}", name=PEER)  # names meet
         separator = "&" if "?" in site.database_url else "?"
         url = f"{site.database_url}{separator}options=-csearch_path%3D{PEER}"
-        await asyncio.to_thread(langgraph_peer.converse, url, turns=turns)
+        command = [str(PEERS), "-m", "tests.benchmarks.langgraph_peer", url, str(turns)]
+        await asyncio.to_thread(lambda: subprocess.run(command, cwd=ROOT, check=True))
         _report(report, "LangGraph with its Postgres saver", before, await _sizes(site), text=text)
 
 

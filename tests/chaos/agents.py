@@ -191,6 +191,20 @@ async def _send(turn: Turn, name: str, value: int) -> int:
     return await send(turn.id, name)
 
 
+async def _large(turn: Turn, name: str, value: int) -> int:
+    """A result and a message that are kept in the object store, where LONGSHIFT_INLINE is small."""
+
+    async def run(value: int) -> str:
+        note(turn, "begun", name)
+        note(turn, "done", name)
+        return f"{turn.id} {name} {value}, " * 100
+
+    text = await turn.step(name, run, value)
+    assert text == f"{turn.id} {name} {value}, " * 100, f"{name} came back otherwise: {text[:100]}"
+    await turn.say(text)
+    return 1
+
+
 PARTS: Mapping[Part, Callable[[Turn, str, int], Awaitable[int]]] = {
     "step": _step,
     "effect": _effect,
@@ -204,6 +218,7 @@ PARTS: Mapping[Part, Callable[[Turn, str, int], Awaitable[int]]] = {
     "retry": _retry,
     "values": _values,
     "send": _send,
+    "large": _large,
 }
 
 

@@ -93,6 +93,8 @@ class Evidence:
     """What was there when somebody looked during the run, each look for itself."""
     leases_held: int = 0
     leases_of_the_dead: int = 0
+    archived: int = 0
+    """Sessions that have an archive when everything is at rest."""
     logs: int = 0
     """Log files read."""
     tracebacks: list[str] = field(default_factory=list)

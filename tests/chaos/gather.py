@@ -26,6 +26,7 @@ MEANT = "tests.chaos.agents.Strange"
 """In a traceback: an agent raised it because it was told to."""
 CHAINED = re.compile(r"\n\n(?:The above exception was|During handling of)[^\n]*\n\n")
 HELD = "SELECT count(*) FROM sessions WHERE lease_worker IS NOT NULL"
+ARCHIVED = "SELECT count(*) FROM archives"
 HELD_BY_THE_DEAD = "SELECT count(*) FROM sessions s JOIN workers w ON w.id = s.lease_worker WHERE w.dead_at IS NOT NULL"
 
 
@@ -66,6 +67,7 @@ async def gather_servers(stage: Stage, found: Evidence) -> None:
         found.redis_keys = list(_keys(stage.redis_url))
         with psycopg.connect(stage.database_url, autocommit=True) as connection:
             found.leases_held = _count(connection, HELD)
+            found.archived = _count(connection, ARCHIVED)
             found.leases_of_the_dead = _count(connection, HELD_BY_THE_DEAD)
         return not found.leases_held and not any(key.length for key in found.redis_keys)
 

@@ -23,6 +23,8 @@ def numbers_of(found: Evidence) -> dict[str, Any]:
         "steps recorded": kinds["step.completed"] + kinds["step.failed"],
         "runs of steps": sum(map(len, begun.values())),
         "steps that more than one attempt ran": sum(len(set(attempts)) > 1 for attempts in begun.values()),
+        "values in the cold tier": sum("artifact" in event["payload"] for event in events),
+        "sessions whose log is archived": found.archived,
         "attempts": kinds["turn.started"],
         "waits that left the worker": kinds["turn.waiting"],
         "attempts interrupted by a drain": kinds["turn.rescheduled"],

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 Part = Literal[
-    "step", "effect", "gather", "nap", "sleep", "state", "say", "artifact", "thread", "retry", "values", "send"
+    "step", "effect", "gather", "nap", "sleep", "state", "say", "artifact", "thread", "retry", "values", "send", "large"
 ]
 WORTH: Mapping[Part, int] = {
     "step": 1,
@@ -25,6 +25,7 @@ WORTH: Mapping[Part, int] = {
     "retry": 1,
     "values": 0,
     "send": 1,
+    "large": 1,
 }
 """What each part adds to the result: a client knows the answer beforehand."""
 PLAIN: tuple[Part, ...] = ("step", "effect", "sleep", "state")

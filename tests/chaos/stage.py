@@ -39,8 +39,17 @@ QUICK: Mapping[str, object] = {
     "step_timeout": 20,
 }
 """Settings under which two minutes hold many deaths and rescues."""
-SMALL: Mapping[str, object] = {"capacity": 8, "threads": 8, "pool_size": 4, "hot_verify": 1}
-"""A fleet that is always a little short of room, and believes no copy of a context that it has not compared with the log."""
+SMALL: Mapping[str, object] = {
+    "capacity": 8,
+    "threads": 8,
+    "pool_size": 4,
+    "hot_verify": 1,
+    "inline": 1024,
+    "checkpoint_events": 20,
+    "archive_after": 2,
+}
+"""A fleet that is always a little short of room, believes no copy of a context that it has not compared with the log, and sends
+to the cold tier what it can: large values, and the logs of sessions that nobody has used for two seconds."""
 DROPPED = DOUBLED = 0.1
 """Shares of all wake-ups."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "chaos", "AWS_SECRET_ACCESS_KEY": "chaos", "AWS_EC2_METADATA_DISABLED": "true"}

@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from longshift.embedded import Guardian
@@ -60,6 +61,8 @@ def test_an_empty_database_wants_to_be_migrated_first(
         assert "run `longshift migrate`" in said.err
     assert call("migrate", folder=tmp_path, **settings).code == 0
     assert call("migrate", "--json", folder=tmp_path, **settings).json["revision"]
+    with psycopg.connect(settings["database_url"]) as connection:
+        assert connection.execute("SELECT to_regclass('passage_vectors')").fetchone() != (None,)
     assert call("keys", "create", "me", folder=tmp_path, **settings).out.startswith("lsk_")
 
 

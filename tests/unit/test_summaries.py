@@ -328,10 +328,10 @@ def test_a_summary_is_storable() -> None:
     assert result.output[0] == "nul \u2400 and half \ufffd"
 
 
-@pytest.mark.parametrize("options", [{"tokens": 10}, {"tokens": 1000, "keep": 900}, {"tokens": 1000, "keep": 0}])
-def test_a_budget_that_cannot_work_is_refused(options: dict[str, int]) -> None:
+@pytest.mark.parametrize(("tokens", "keep"), [(10, None), (1000, 900), (1000, 0)])
+def test_a_budget_that_cannot_work_is_refused(tokens: int, keep: int | None) -> None:
     with pytest.raises(UsageError):
-        Budget(**options)
+        Budget(tokens, keep=keep)
 
 
 # -- what is offloaded counts as what is shown
@@ -376,3 +376,44 @@ def test_additions_give_the_fold_in_any_order_of_replay(facts: list[Any], random
 
 def test_the_estimate_is_what_the_tests_count_with() -> None:
     assert isinstance(Gauge(None)._counter, Characters)
+
+
+def test_a_plain_agent_has_a_budget_too() -> None:
+    @agent("plain-def", budget=BUDGET)
+    def plain_def(turn: Turn, text: str) -> tuple[bool, bool]:
+        shown = "summary_of" in turn.history[0]
+        for n in range(5):
+            turn.sync(turn.say(words(n)))
+        return shown, turn.sync(turn.summarize())
+
+    log, passages = [*FULL[0]], [*FULL[1]]
+    assert run(plain_def, "now", log=log, passages=passages).output == (True, True)
+    check_whole(log, passages)
+
+
+def test_what_left_the_context_is_recalled_in_its_session_and_its_tenant() -> None:
+    @agent("asks-back")
+    async def asks_back(turn: Turn, scope: Any) -> list[Passage]:
+        return await turn.recall("news of day 1", scope=scope, sources=["history"], limit=3)
+
+    log, passages = [*FULL[0]], [*FULL[1]]
+    run(echo, words(7), log=log, passages=passages)
+    here = run(asks_back, "session", log=log, passages=passages).output
+    elsewhere = run(asks_back, "tenant", passages=passages).output
+    assert here
+    assert [p.text for p in here] == [p.text for p in elsewhere]
+    assert len({p.session_id for p in here}) == 1
+    assert run(asks_back, "session", passages=passages).output == []
+    wrong = run(asks_back, "world", passages=passages)
+    assert wrong.error is not None
+    assert "it is 'session' or 'tenant'" in wrong.error["message"]
+
+
+def test_the_source_of_messages_is_reserved() -> None:
+    @agent("indexes")
+    async def indexes(turn: Turn, _: None) -> int:
+        return await turn.index("history", ["mine"])
+
+    result = run(indexes, None)
+    assert result.error is not None
+    assert "choose another name" in result.error["message"]

@@ -7,7 +7,7 @@
 
 Whichever serves, the context is the fold of the log (promise P5). The cost grows with what is new since the copy or the
 checkpoint, never with the whole history (P6): a checkpoint is written when the events since the last one are larger than it
-is, so that all checkpoints together cost no more than the log itself, and after so many events, however small they are.
+would be, so that all checkpoints together cost no more than the log itself, and after so many events, however small they are.
 
 A copy that proves wrong is *drift*: counted by reason, logged as an error, dropped, and what it was to serve is rebuilt.
 
@@ -147,11 +147,15 @@ async def keep(db: Database, claim: Claim, fold: Fold, *, every: int = EVENTS) -
 
 
 def is_due(fold: Fold, *, every: int = EVENTS) -> bool:
-    """Whether a checkpoint pays: ``every`` so many events, or for as many characters as the last one has."""
+    """Whether a checkpoint pays: ``every`` so many events, or when more has come since the last one than it would have itself.
+
+    So a restore reads at most twice the size of the context that it gives. A session that only grows gets none by its size: its
+    log is no longer than a checkpoint would be, and checkpoints would double what it costs.
+    """
     seq, kept = fold.context.seq, fold.kept
     if kept.seq < 0:  # without one, the next restore would have to fetch the archive
         return True
-    return seq > kept.seq and (kept.fresh > max(SMALLEST, kept.size) or seq - kept.seq >= every)
+    return seq > kept.seq and (kept.fresh > max(SMALLEST, fold.context.size) or seq - kept.seq >= every)
 
 
 async def events(

@@ -47,9 +47,9 @@ HISTORY = "history"
 STRIDE = 1024
 """Ordinals of the pieces of one message: they begin at that many times its number in the session."""
 LEAST = 400
-"""Tokens of the smallest budget: a summary gets an eighth."""
-USUAL = 8_000
-"""Tokens of the budget of an agent that names none, for ``turn.summarize()``."""
+"""Tokens of the smallest budget."""
+SHORTEST = 50
+"""Tokens of a summary of the smallest budget; those of larger ones get a sixteenth."""
 TRIES = 2
 """Of a summarizer, before the built-in one takes its place."""
 START = "$start"
@@ -99,12 +99,16 @@ class Budget:
     @property
     def target(self) -> int:
         """Tokens of a summary."""
-        return self.tokens // 8
+        return max(SHORTEST, self.tokens // 16)
 
     @property
     def full(self) -> int:
         """Tokens from which on messages leave."""
         return self.tokens - self.tokens // 8
+
+
+USUAL = Budget(8_000)
+"""Of an agent that names none, for ``turn.summarize()``."""
 
 
 class Summary(BaseModel, frozen=True):
@@ -115,14 +119,15 @@ class Summary(BaseModel, frozen=True):
         fingerprint: of those.
         of: messages of the session for which it stands, those of an earlier summary included.
         before, after: tokens of the context.
+        content: its text; None: what the built-in summarizer makes of those messages, which needs no record.
     """
 
-    content: str
     replaces: int
     fingerprint: str
     of: int
     before: int
     after: int
+    content: str | None = None
 
 
 class Summaries:
@@ -172,23 +177,36 @@ class Summaries:
                 summary = cast(Summary | None, await execution.perform(step, (), {}))
                 if summary is None:
                     return False
-                if self._still_stands(summary):
-                    await execution.add(EVENT, Kind.CONTEXT_SUMMARIZED, _payload(summary))
+                payload = await self._payload(summary)
+                if payload is not None:
+                    await execution.add(EVENT, Kind.CONTEXT_SUMMARIZED, payload)
                     return True
 
-    def _still_stands(self, summary: Summary) -> bool:
-        """Whether it was the one that was put into the context; or may be now, since what it stands for is still there."""
+    async def _payload(self, summary: Summary) -> Mapping[str, Json] | None:
+        """What the event says; None: there is none, and will be none, since what it stands for was not there any more."""
         recorded = self._execution.replay.upcoming(self._execution.scope(), EVENT)
         if recorded is not None:
-            return bool(recorded.payload.get("fingerprint") == summary.fingerprint)
-        messages = self._execution.whole_context().messages
-        return fingerprint(messages[: summary.replaces]) == summary.fingerprint
+            return recorded.payload if recorded.payload.get("fingerprint") == summary.fingerprint else None
+        budget = self._budget or USUAL
+        await budget.gauge.count(())  # what was counted before may have been in another process
+        messages = self._execution.whole_context().messages[: summary.replaces]
+        if fingerprint(messages) != summary.fingerprint:
+            return None
+        text = summary.content or _extract(budget, [json.loads(message) for message in messages], summary.of)
+        return {
+            "replaces": summary.replaces,
+            "role": "system",
+            "content": text,
+            "summary_of": summary.of,
+            "fingerprint": summary.fingerprint,
+            "tokens": {"before": summary.before, "after": summary.after},
+        }
 
     # -- the step
 
     async def _made(self) -> Summary | None:
         """A summary of the messages that leave; None: none would."""
-        budget = self._budget or Budget(USUAL)
+        budget = self._budget or USUAL
         messages = list(self._execution.whole_context().messages)
         counts = await budget.gauge.count(messages)
         number = _leaving(messages, counts, budget.kept)
@@ -198,15 +216,15 @@ class Summaries:
         first = _stands_for(leaving[0])
         of = first + number - (first > 0)
         await self._index(leaving, messages, first)
-        text = await self._text(budget, leaving, of)
-        left = sum(counts[number:])
+        text = await self._text(budget, leaving)
+        shortened = text if text is not None else _extract(budget, leaving, of)
         return Summary(
             content=text,
             replaces=number,
             fingerprint=fingerprint(messages[:number]),
             of=of,
             before=sum(counts),
-            after=left + budget.gauge.of(text) + FRAME,
+            after=sum(counts[number:]) + budget.gauge.of(shortened) + FRAME,
         )
 
     async def _index(self, leaving: Sequence[Mapping[str, Json]], texts: Sequence[str], first: int) -> None:
@@ -221,7 +239,8 @@ class Summaries:
             passages.extend(found)
         await self._execution.port.index(HISTORY, passages, ordinals=ordinals)
 
-    async def _text(self, budget: Budget, leaving: Sequence[Mapping[str, Json]], of: int) -> str:
+    async def _text(self, budget: Budget, leaving: Sequence[Mapping[str, Json]]) -> str | None:
+        """What the author's summarizer gives; None: there is none, or it fails."""
         for attempt in range(TRIES):
             if budget.summarize is None:
                 break
@@ -236,7 +255,7 @@ class Summaries:
                         "reason": f"{type(error).__name__}: {error}",
                     },
                 )
-        return storable(extractive.summarize(leaving, tokens=budget.target, count=budget.gauge.of, of=of))
+        return None
 
     async def _asked(self, budget: Budget, leaving: Sequence[Mapping[str, Json]]) -> object:
         function = cast(Callable[..., Any], budget.summarize)
@@ -272,15 +291,8 @@ def _stands_for(message: Mapping[str, Json]) -> int:
     return int(message.get("summary_of", 0))
 
 
-def _payload(summary: Summary) -> dict[str, Json]:
-    return {
-        "replaces": summary.replaces,
-        "role": "system",
-        "content": summary.content,
-        "summary_of": summary.of,
-        "fingerprint": summary.fingerprint,
-        "tokens": {"before": summary.before, "after": summary.after},
-    }
+def _extract(budget: Budget, leaving: Sequence[Mapping[str, Json]], of: int) -> str:
+    return storable(extractive.summarize(leaving, tokens=budget.target, count=budget.gauge.of, of=of))
 
 
 def fingerprint(messages: Sequence[str]) -> str:

@@ -426,3 +426,18 @@ async def test_a_reader_whose_session_is_deleted_under_it_comes_to_an_end(tiers:
     async with asyncio.timeout(5):
         assert await tiers.events(session) == []
         assert await tiers.events(session) == []
+
+
+async def test_of_two_who_archive_the_slower_one_takes_nothing_back(tiers: Tiers) -> None:
+    session = await tiers.used()
+
+    async def meanwhile() -> None:  # another process archives, after another turn, while this one uploads
+        await tiers.used(session)
+        await Lifecycle(tiers.stage.db, tiers.cold, tiers.fresh()).archive(session)
+
+    tiers.stage.db.before[files.TOUCH] = meanwhile
+    with pytest.raises(InUse, match="meanwhile"):
+        await tiers.lifecycle.archive(session)
+
+    assert [e.seq for e in await tiers.events(session)] == list(range(1, 11))
+    assert (await tiers.stage.row(session))["archived_through"] == 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,13 +14,16 @@ from uuid import UUID
 import pytest
 
 from longshift.artifacts import ArtifactStore, Spooled, open_store, spool
-from longshift.cold import Cold
-from longshift.db import collection, files
+from longshift.cold import Cold, Dropped
+from longshift.collector import Collector
+from longshift.db import collection, files, intake
 from longshift.db.database import Database
 from longshift.db.files import NewArtifact
 from longshift.db.idempotency import Idempotency
+from longshift.db.intake import Entry
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
-from longshift.model import Prefix, new_id, show_id
+from longshift.metrics import Metrics
+from longshift.model import NewTurn, Prefix, new_id, show_id
 from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage
 
@@ -156,22 +159,30 @@ async def test_an_upload_that_nobody_uses_goes_after_a_while_and_one_that_is_use
     assert (await delete_session(stage, cold, session)).artifacts == 1
 
 
-async def test_an_input_that_names_artifacts_keeps_those_of_its_tenant(stage: Stage, shelf: Shelf) -> None:
+async def test_a_turn_keeps_what_its_input_names_and_is_in_and_nothing_of_others(stage: Stage, shelf: Shelf) -> None:
     cold = cold_of(stage, shelf)
-    named, kept_in = await put(cold, stage, b"named"), await put(cold, stage, b"input")
+    named, large, inside = [await put(cold, stage, data) for data in (b"named", b"input", b"inside")]
     foreign, _ = await cold.put(b"x", tenant_id=new_id(), name="n", content_type="text/plain")
-    name = show_id(Prefix.ARTIFACT, named)
-    absent = show_id(Prefix.ARTIFACT, new_id())
-    texts = [f'{{"deep": [{{"{name}": "see {name}."}}], "b": "{absent} {show_id(Prefix.ARTIFACT, foreign.id)}"}}']
-    session = await session_of(stage)
+    name, absent, other = (show_id(Prefix.ARTIFACT, each) for each in (named, new_id(), foreign.id))
+    small = {"deep": [{name: f"see {name}."}, f"{name}0 {name[4:]}"], "b": f"{absent} {other}"}
+    turns = (
+        NewTurn(agent="echo", input=small, queue="default"),
+        NewTurn(agent="echo", input=None, queue="default", input_artifact=large, named=frozenset({inside})),
+    )
+    entries = [Entry(turn, new_id()) for turn in turns]
 
-    found = files.named_in(texts[0])
-    async with stage.db.transaction() as tx:
-        await files.refer(tx, [(session, found | {kept_in})], tenant_id=stage.tenant)
+    await intake.submit(
+        stage.db,
+        entries,
+        tenant_id=stage.tenant,
+        resource_id=turns[0].id,
+        now=datetime.now(UTC),
+        lifetime=LONG,
+    )
 
-    assert found >= {named, foreign.id}
-    referred = await (await stage.hand.execute("SELECT artifact_id, session_id FROM artifact_refs")).fetchall()
-    assert {(row["artifact_id"], row["session_id"]) for row in referred} == {(named, session), (kept_in, session)}
+    rows = await (await stage.hand.execute("SELECT artifact_id, session_id FROM artifact_refs")).fetchall()
+    one, two = (entry.session_id for entry in entries)
+    assert {(row["artifact_id"], row["session_id"]) for row in rows} == {(named, one), (large, two), (inside, two)}
 
 
 async def test_a_released_artifact_goes_and_the_others_of_its_session_stay(stage: Stage, shelf: Shelf) -> None:
@@ -550,3 +561,27 @@ async def test_a_spooled_file_is_put_like_bytes(stage: Stage, shelf: Shelf) -> N
         record, _ = await cold_of(stage, shelf).put(body, tenant_id=stage.tenant, name="n", content_type="text/plain")
 
     assert (record.sha256, record.size) == (HASH, len(TEXT))
+
+
+async def test_the_collector_of_the_fleet_counts_what_it_removes_and_survives_a_store_that_is_away(
+    stage: Stage, shelf: Shelf
+) -> None:
+    metrics = Metrics()
+    collector = Collector(cold_of(stage, shelf), leads=lambda: True, keep_uploads=NOW, metrics=metrics)
+    await put(cold_of(stage, shelf), stage)
+
+    async def away(doing: str, key: str) -> None:
+        raise Unavailable("the store is away")
+
+    shelf.before = away
+    assert await collector.collect() == Dropped()
+    shelf.before = _nothing
+    await put(cold_of(stage, shelf), stage, b"other")
+    assert await collector.collect() == Dropped(1, 1, len(b"other"))
+
+    assert shelf.keys == []
+    counted = {
+        what: metrics.registry.get_sample_value("longshift_collected_total", {"what": what})
+        for what in ("artifacts", "blobs", "bytes")
+    }
+    assert counted == {"artifacts": 1, "blobs": 1, "bytes": 5}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
 from threading import Event as Gate
 from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy import event, text
 
 from longshift.clock import Clock
 from longshift.contract import Passage
@@ -22,27 +25,16 @@ from longshift.errors import ConfigError
 from longshift.model import Claim, Prefix, new_id, show_id
 from longshift.retrieval import Retrieval, fuse
 from tests.integration.protocol.stage import Stage
-
-AXES = ("ship", "harvest", "music", "tax")
-SYNONYMS = {"boat": "ship", "vessel": "ship", "song": "music", "levy": "tax", "crop": "harvest"}
-
-
-def meaning(texts: Sequence[str]) -> list[list[float]]:
-    """One axis for each topic; words that mean the same point the same way."""
-    found = []
-    for text in texts:
-        words = [SYNONYMS.get(word, word) for word in text.lower().replace(".", "").split()]
-        found.append([float(words.count(axis)) for axis in AXES] + [0.01])
-    return found
+from tests.support.meaning import embed
 
 
 class Embedder:
-    """``meaning``, counted, and told to fail."""
+    """``embed`` of ``tests.support.meaning``, counted, and told to fail."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
         self.error: Exception | None = None
-        self.answer: Callable[[list[str]], object] = meaning
+        self.answer: Callable[[list[str]], object] = embed
 
     async def embed(self, texts: list[str]) -> list[list[float]]:
         self.calls.append(texts)
@@ -271,7 +263,7 @@ async def test_vectors_of_another_length_are_another_embedders(
 ) -> None:
     claim = await held(stage)
     await index(retrieval, claim, "a ship")
-    embedder.answer = lambda texts: [[*vector, 1.0] for vector in meaning(texts)]
+    embedder.answer = lambda texts: [[*vector, 1.0] for vector in embed(texts)]
     assert len(await recall(retrieval, claim, "ship")) == 1
     assert len(await recall(retrieval, claim, "vessel")) == 1
     assert await has_vectors(stage) == 2
@@ -290,11 +282,9 @@ async def test_plain_embedders_that_hang_take_two_threads_and_no_more(stage: Sta
     def hanging(texts: list[str]) -> list[list[float]]:
         started.append(texts)
         gate.wait()
-        return meaning(texts)
+        return embed(texts)
 
     clock = Ticking()
-    from datetime import timedelta
-
     embedding = Embedding("tests:hanging", hanging, clock=clock.clock, timeout=timedelta(milliseconds=20))
     stuck = Retrieval(stage.db, embedding)
     await stuck.prepare()
@@ -307,6 +297,28 @@ async def test_plain_embedders_that_hang_take_two_threads_and_no_more(stage: Sta
         assert len(await recall(stuck, claim, "ship")) == 4
     finally:
         gate.set()
+
+
+async def test_the_documented_index_serves_the_search_of_a_tenant(stage: Stage, retrieval: Retrieval) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "how-to" / "memory.md").read_text()
+    made = guide.partition("```sql\n")[2].partition("```")[0]
+    made = made.replace("vector(1536)", "vector(5)").replace("embedders:embed/1536", "tests:meaning/5")
+    claim = await held(stage)
+    await index(retrieval, claim, *(f"ship {n}" for n in range(20)))
+    await stage.hand.execute(made.encode())
+    statement = vectors.nearest_statement(Reach(claim.tenant_id, None), length=5)
+    values = {
+        "tenant": claim.tenant_id,
+        "embedder": "tests:meaning/5",
+        "sources": None,
+        "limit": 4,
+        "query": "[1,0,0,0,0]",
+    }
+    async with stage.db.transaction() as connection:
+        for setting in ("enable_seqscan", "enable_sort", "enable_bitmapscan"):
+            await connection.execute(text(f"SET LOCAL {setting} = off"))
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {statement.text}"), values)).scalars())
+    assert "passage_vectors_embedding_idx" in plan
 
 
 # -- where there is no extension
@@ -329,8 +341,6 @@ def unprivileged(stage: Stage) -> Iterator[str]:
 @pytest.fixture
 async def plain_db(stage: Stage, unprivileged: str) -> AsyncIterator[Database]:
     db = Database(stage.url)
-
-    from sqlalchemy import event
 
     @event.listens_for(db.engine.sync_engine, "connect")
     def become(connection: object, record: object) -> None:

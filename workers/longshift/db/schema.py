@@ -459,7 +459,8 @@ passages = Table(
     Column("words", TSVECTOR, Computed("to_tsvector('english', text)", persisted=True), nullable=False),
     Column("created_at", Moment, nullable=False, server_default=NOW),
     PrimaryKeyConstraint("session_id", "source", "ordinal"),
-    Index("ix_passages_words", "words", postgresql_using="gin"),
+    # what is put off would be read by every search, and take a few MB more
+    Index("ix_passages_words", "words", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
 )
 
 workers = Table(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from longshift.db.database import Database, reason
@@ -72,6 +72,11 @@ SELECT n.session_id, n.source, n.ordinal, t.text, n.distance FROM (
  ORDER BY n.distance, n.session_id, n.source, n.ordinal"""
 
 
+def nearest_statement(reach: Reach, *, length: int) -> TextClause:
+    where = IN_TENANT if reach.session_id is None else IN_SESSION
+    return text(_NEAREST.format(where=where, length=int(length)))
+
+
 async def prepare(db: Database, *, extension: str = "vector") -> bool:
     """Make the table, unless it is there; False, and a line in the log: there are no vectors here.
 
@@ -124,8 +129,7 @@ async def nearest(
     db: Database, query: Sequence[float], *, reach: Reach, embedder: str, limit: int
 ) -> Sequence[Row[Any]]:
     """(session_id, source, ordinal, text, distance), nearest first, by the cosine of the angle."""
-    where = IN_TENANT if reach.session_id is None else IN_SESSION
-    statement = text(_NEAREST.format(where=where, length=len(query)))
+    statement = nearest_statement(reach, length=len(query))
     params = {**reach.params, "query": _written(query), "embedder": embedder, "limit": limit}
     with _Vectors():
         return await db.fetch(statement, params)

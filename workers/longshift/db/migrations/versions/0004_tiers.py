@@ -20,7 +20,9 @@ def upgrade() -> None:
     _blobs()
     _archives()
     op.add_column("passages", sa.Column("created_at", MOMENT, server_default=NOW, nullable=False))
-    op.create_index("ix_passages_words", "passages", ["words"], postgresql_using="gin")
+    op.create_index(
+        "ix_passages_words", "passages", ["words"], postgresql_using="gin", postgresql_with={"fastupdate": "off"}
+    )
 
 
 def _sessions() -> None:
