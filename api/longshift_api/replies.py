@@ -39,9 +39,9 @@ def retry_after(turn: TurnRecord, now: datetime) -> int:
     return next((seconds for younger_than, seconds in _PATIENCE if age < younger_than), _LONGEST)
 
 
-def etag(version: int) -> str:
-    """Weak: ``blocked_by`` may change while the turn does not."""
-    return f'W/"{version}"'
+def etag(version: int, *, partial: bool = False) -> str:
+    """Weak: ``blocked_by`` may change while the turn does not. ``partial``: something is missing that will be there again."""
+    return f'W/"{version}{"-partial" if partial else ""}"'
 
 
 def matches(request: Request, tag: str) -> bool:

@@ -40,6 +40,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Ttl = Annotated[
     float,
     Field(
+        strict=True,  # true is no second
         ge=1,
         le=3_155_760_000,
         description="seconds after its last activity for which the session is kept; null: as the fleet is set up",

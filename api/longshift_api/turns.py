@@ -136,15 +136,19 @@ async def get_turn(turn_id: str, request: Request, edge: EdgeDep, caller: Caller
     """
     turn = await _find(edge, caller, turn_id)
     seconds = wanted_wait(request)
-    known = "if-none-match" in request.headers
-    if seconds and not turn.status.terminal and (not known or matches(request, etag(turn.version))):
+    asked = "if-none-match" in request.headers
+    if seconds and not turn.status.terminal and (not asked or matches(request, etag(turn.version))):
         turn = await change_of(edge, turn, seconds=seconds) or turn
     headers = _headers(edge, turn)
     if seconds:
         headers["Preference-Applied"] = f"wait={seconds}"
     if matches(request, etag(turn.version)):
         return Response(status_code=304, headers=headers)
-    return reply(await _view(edge, turn, whole=True), headers=headers)
+    known = await values.of_turns(edge, [turn])
+    found = await values.whole(edge, turn, known)
+    if turn.status.terminal and not values.are_whole(found, known):  # or nobody would ever ask for them again
+        headers["ETag"] = etag(turn.version, partial=True)
+    return reply(await _view(edge, found, known), headers=headers)
 
 
 @router.post(
@@ -236,11 +240,10 @@ async def _find(edge: Edge, caller: Caller, turn_id: str) -> TurnRecord:
     return turn
 
 
-async def _view(edge: Edge, turn: TurnRecord, *, whole: bool = False) -> TurnView:
-    """``whole``: with its large values."""
-    known = await values.of_turns(edge, [turn])
-    if whole and known:
-        turn = await values.whole(edge, turn, known)
+async def _view(edge: Edge, turn: TurnRecord, known: values.Values | None = None) -> TurnView:
+    """``known``: what is known of its large values, if that was looked up."""
+    if known is None:
+        known = await values.of_turns(edge, [turn])
     queued = turn.status is TurnStatus.QUEUED and turn.position is not None and turn.position > 1
     return TurnView.of(
         turn,

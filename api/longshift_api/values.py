@@ -45,6 +45,15 @@ async def whole(edge: Edge, turn: TurnRecord, values: Values) -> TurnRecord:
     return _with(turn, given=given, made=made)
 
 
+def are_whole(turn: TurnRecord, values: Values) -> bool:
+    """Whether a turn shows all large values that can be shown."""
+    pairs = ((turn.input, turn.input_artifact), (turn.output, turn.output_artifact))
+    return not any(
+        value is None and place is not None and place in values and values[place].size <= SHOWN
+        for value, place in pairs
+    )
+
+
 async def with_outputs(edge: Edge, turns: AsyncIterator[TurnRecord]) -> AsyncIterator[tuple[TurnRecord, Values]]:
     """The turns of a batch with their outputs, a few of which are fetched at a time."""
     asked_again = edge.clock.monotonic()

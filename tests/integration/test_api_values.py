@@ -138,6 +138,18 @@ async def test_without_the_store_a_turn_is_shown_with_pointers(api: Api, tmp_pat
     assert (found["output"], found["output_artifact"]["size"]) == (None, None)
 
 
+async def test_what_was_shown_without_the_store_is_not_taken_for_the_whole_afterwards(api: Api, tmp_path: Path) -> None:
+    turn = await ended(api, {"text": TEXT})
+    path = f"/v1/turns/{turn['id']}"
+    async with store_away(tmp_path):
+        partial = await api.client.get(path)
+
+    whole = await api.client.get(path, headers={"If-None-Match": partial.headers["etag"]})
+
+    assert (whole.status_code, whole.json()["output"]) == (200, {"text": TEXT})
+    assert (await api.client.get(path, headers={"If-None-Match": whole.headers["etag"]})).status_code == 304
+
+
 async def test_without_the_store_turns_are_accepted_with_their_input_in_the_row(api: Api, tmp_path: Path) -> None:
     async with store_away(tmp_path):
         turn = await api.submit(input={"text": TEXT})

@@ -80,6 +80,17 @@ def test_values_that_do_not_fit_are_one_error_that_names_each_setting(monkeypatc
         config.load()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("SESSION_TTL", "0"), ("SESSION_TTL", "-1"), ("ARCHIVE_AFTER", "-1"), ("KEEP_UPLOADS", "0")]
+)
+def test_times_after_which_what_is_used_would_be_gone_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"LONGSHIFT_{name}", value)
+    with pytest.raises(ConfigError, match=f"LONGSHIFT_{name}"):
+        config.load()
+
+
 def test_an_unknown_setting_is_an_error() -> None:
     with pytest.raises(ConfigError, match="LONGSHIFT_COLOUR"):
         config.load(colour="green")

@@ -198,7 +198,7 @@ def test_what_was_recorded_while_its_branch_was_cancelled_is_in_the_context(
         async def winning() -> None:
             execution = turn._execution
             assert isinstance(execution, Rehearsal)
-            while execution.outside.world.log[-1].kind != kind:
+            while execution.outside.world.log[-1].kind != kind:  # noqa: ASYNC110 - a log of a list tells nobody
                 await asyncio.sleep(0)
 
         await turn.race(losing(), winning())

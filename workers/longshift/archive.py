@@ -26,7 +26,8 @@ from longshift.model import TurnRecord
 from longshift.segments import Manifest, Segment
 
 logger = logging.getLogger(__name__)
-PAGE = 1000
+PAGE = 200
+"""Events that are decoded at a time, in the event loop: 6 MB of those that keep their results."""
 KEPT = 16 * 1024 * 1024
 """Characters of segments that stay in memory: two of the largest."""
 MANIFESTS = 100
@@ -70,11 +71,16 @@ class Archive:
             if record is None or record.through_seq < through:
                 continue  # restored, or deleted, between the two statements: what is behind ``after`` is there again
             found: list[Event] = []
-            async for event in self._archived(session_id, record, after=after, through=through, turn_ids=turn_ids):
-                if kinds is None or event.kind in kinds:
-                    found.append(event)
-                if len(found) == limit:
-                    return found
+            try:
+                async for event in self._archived(session_id, record, after=after, through=through, turn_ids=turn_ids):
+                    if kinds is None or event.kind in kinds:
+                        found.append(event)
+                    if len(found) == limit:
+                        return found
+            except ArtifactCorrupt:
+                if await self.counts(session_id, record):
+                    raise
+                continue
             return found + warm[: limit - len(found)]
 
     async def events(
@@ -130,20 +136,23 @@ class Archive:
             StoreUnavailable: the object store is away.
             Unavailable: Postgres is away.
         """
-        record = await archives.find(self._db, session_id)
-        if record is None:
-            return None
-        try:
-            return await self._context(session_id, record)
-        except ArtifactCorrupt as error:
-            logger.error(
-                "archived context is not what was archived, folded anew",
-                extra={"session_id": session_id.hex, "reason": str(error)},
-            )
-        context = Context()
-        async for event in self._archived(session_id, record, after=0, through=record.through_seq):
-            apply(context, event)
-        return context
+        while True:
+            record = await archives.find(self._db, session_id)
+            if record is None:
+                return None
+            try:
+                return await self._context(session_id, record)
+            except ArtifactCorrupt as error:
+                if not await self.counts(session_id, record):
+                    continue
+                logger.error(
+                    "archived context is not what was archived, folded anew",
+                    extra={"session_id": session_id.hex, "reason": str(error)},
+                )
+            context = Context()
+            async for event in self._archived(session_id, record, after=0, through=record.through_seq):
+                apply(context, event)
+            return context
 
     async def _context(self, session_id: UUID, record: ArchiveRecord) -> Context:
         text = (await self._fetch(record.context_id, tenant_id=record.tenant_id)).decode("utf-8", "replace")
@@ -156,6 +165,13 @@ class Archive:
         return context
 
     # -- parts of an archive
+
+    async def counts(self, session_id: UUID, record: ArchiveRecord | None) -> bool:
+        """Whether it is still this archive (None: none) that counts.
+
+        Else what is missing of it was released by the next one, or by a restore, while it was read.
+        """
+        return await archives.find(self._db, session_id) == record
 
     async def manifest(self, session_id: UUID, record: ArchiveRecord | None) -> Manifest:
         """What the archive of a session consists of; raises as ``read``."""

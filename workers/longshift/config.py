@@ -91,12 +91,18 @@ class Config(BaseSettings):
     checkpoint_events: int = Field(1000, ge=1, description="events after which a checkpoint is kept, however small")
     inline: int = Field(32 * 1024, ge=1024, description="bytes of a value in a row; a larger one goes to the cold tier")
     max_value: int = Field(64 * 1024 * 1024, ge=1024, description="bytes of a result or output, wherever it is kept")
-    session_ttl: Seconds | None = Field(None, description="sessions idle for this long are deleted; unset: never")
+    session_ttl: Seconds | None = Field(
+        None, ge=timedelta(seconds=1), description="sessions idle for this long are deleted; unset: never"
+    )
     archive_after: Seconds | None = Field(
-        timedelta(days=7), description="logs of sessions idle for this long move to the cold tier; 0: never"
+        timedelta(days=7),
+        ge=timedelta(0),
+        description="logs of sessions idle for this long move to the cold tier; 0: never",
     )
     keep_uploads: Seconds = Field(
-        timedelta(days=30), description="an artifact that nothing refers to is deleted when it is older than this"
+        timedelta(days=30),
+        ge=timedelta(hours=1),  # a large input has no reference until its turn, or its batch, is committed
+        description="an artifact that nothing refers to is deleted when it is older than this",
     )
     embedder: str | None = Field(
         None,

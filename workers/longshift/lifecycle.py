@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -109,7 +110,8 @@ class Lifecycle:
             raise _changed(session_id)
         moved = Moved(0, seen.last_seq, found.bytes if found is not None else 0)
         if seen.last_seq > seen.archived_through:
-            moved = await self._seal(session_id, seen, found)
+            async with self._unchanged(session_id, found):
+                moved = await self._seal(session_id, seen, found)
         await self._trim(session_id)
         return moved
 
@@ -203,21 +205,32 @@ class Lifecycle:
             return Moved(0, seen.last_seq, 0)
         if found.through_seq != seen.archived_through:
             raise _changed(session_id)
-        manifest = await self._archive.manifest(session_id, found)
-        await archives.begin_restore(self._db, session_id)
-        for segment in reversed(
-            manifest.segments
-        ):  # the newest first: what is there if this stops has no gap behind it
-            lines = await self._archive.lines(segment, tenant_id=seen.tenant_id)
-            for piece in reversed(list(chunks(lines, size=PIECE))):
-                events = [segments.stored(line) for line in piece]
-                if not await archives.put_back(self._db, session_id, events, seen=seen):
-                    raise _changed(session_id)
+        async with self._unchanged(session_id, found):
+            manifest = await self._archive.manifest(session_id, found)
+            await archives.begin_restore(self._db, session_id)
+            for segment in reversed(
+                manifest.segments
+            ):  # the newest first: what is there if this stops has no gap behind it
+                lines = await self._archive.lines(segment, tenant_id=seen.tenant_id)
+                for piece in reversed(list(chunks(lines, size=PIECE))):
+                    events = [segments.stored(line) for line in piece]
+                    if not await archives.put_back(self._db, session_id, events, seen=seen):
+                        raise _changed(session_id)
         gone = [found.manifest_id, found.context_id, *(segment.artifact_id for segment in manifest.segments)]
         if not await archives.unseal(self._db, session_id, seen=seen):
             raise _changed(session_id)
         await self._release(session_id, gone, tenant_id=seen.tenant_id)
         return Moved(found.events, seen.last_seq, 0)
+
+    @asynccontextmanager
+    async def _unchanged(self, session_id: UUID, found: ArchiveRecord | None) -> AsyncIterator[None]:
+        """What is missing of an archive, or of a log, because somebody else has archived or restored it is not corrupt."""
+        try:
+            yield
+        except ArtifactCorrupt:
+            if not await self._archive.counts(session_id, found):
+                raise _changed(session_id) from None
+            raise
 
     # -- for good
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import pytest
@@ -16,11 +17,14 @@ from longshift import segments
 from longshift.archive import Archive
 from longshift.artifacts import open_store
 from longshift.cold import Cold
-from longshift.db import archives, checkpoints, files, log
+from longshift.context import Tiers as ContextTiers
+from longshift.context import restore
+from longshift.db import aging, archives, checkpoints, files, log, views
 from longshift.errors import ArtifactCorrupt, InUse, NotFound, StoreUnavailable, Unavailable
 from longshift.events import Event, Kind, fold
+from longshift.hot.copies import Copy
 from longshift.lifecycle import Lifecycle
-from longshift.model import new_id
+from longshift.model import Kept, new_id
 from tests.integration.protocol.stage import Stage, append, event, finish, start
 
 T = TypeVar("T")
@@ -233,6 +237,100 @@ async def test_a_restore_that_a_turn_or_a_trim_gets_in_the_way_of_changes_nothin
     assert await tiers.events(session) == before
 
 
+async def test_a_turn_after_a_restore_that_stopped_half_way_goes_on_where_the_archive_ends(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used(await tiers.used())
+    before = await tiers.events(session)
+    await tiers.lifecycle.archive(session)
+    with monkeypatch.context() as dying:
+        dying.setattr(lifecycle_module, "PIECE", 4)
+        dying.setattr(archives, "put_back", _once(archives.put_back))
+        with pytest.raises(Unavailable):
+            await tiers.lifecycle.restore(session)
+    assert await tiers.warm(session) == [9, 10]
+    shown = await views.session(tiers.stage.db, session, tenant_id=tiers.stage.tenant)
+    assert shown is not None
+    assert shown.last_seq == 10
+
+    await tiers.stage.submit(session)
+    won = await tiers.stage.claim(session)
+    standing = (await log.standing(tiers.stage.db, [(won.claim, 11)]))[(session, won.claim.epoch)]
+
+    end = before[-1].seq, before[-1].id
+    assert (won.claim.last_seq, won.claim.last_event_id) == end
+    assert (standing.last_seq, standing.last_event_id) == end
+
+
+async def test_an_old_copy_is_not_continued_with_the_rows_that_half_a_restore_has_left(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used(await tiers.used())
+    old = fold((await tiers.events(session))[:3])
+    await tiers.lifecycle.archive(session)
+    with monkeypatch.context() as dying:
+        dying.setattr(lifecycle_module, "PIECE", 4)
+        dying.setattr(archives, "put_back", _once(archives.put_back))
+        with pytest.raises(Unavailable):
+            await tiers.lifecycle.restore(session)
+    await tiers.used(session)
+    log_now = await tiers.events(session)
+    await tiers.stage.submit(session)
+    claim = (await tiers.stage.claim(session)).claim
+
+    class Contexts:
+        async def get(self, key: object) -> Copy:
+            return Copy(claim.epoch - 1, old, Kept(), b"")
+
+        async def drop(self, key: object, seen: object) -> None:
+            pass
+
+    restored = await restore(
+        tiers.stage.db,
+        session,
+        through=15,
+        event_id=log_now[-1].id,
+        claim=claim,
+        tiers=ContextTiers(contexts=cast(Any, Contexts()), archive=tiers.archive),
+    )
+
+    assert restored.fold.context == fold(log_now)
+
+
+@pytest.mark.parametrize("move", ["archive", "restore"])
+async def test_a_reader_whose_archive_is_replaced_under_it_reads_on(tiers: Tiers, move: str) -> None:
+    session = await tiers.used()
+    await tiers.lifecycle.archive(session)
+    await tiers.used(session)
+    before = await tiers.events(session)
+    # it has found the archive's row, and not fetched the manifest
+    tiers.stage.db.before[files.FIND] = lambda: getattr(tiers.lifecycle, move)(session)
+
+    assert await tiers.events(session) == before
+
+
+async def test_a_log_that_another_archives_meanwhile_is_not_taken_for_one_with_a_gap(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await tiers.used(steps=150)
+    before = await tiers.events(session)
+
+    async def archive_and_trim_some() -> None:
+        with monkeypatch.context() as dying:
+            dying.setattr(lifecycle_module, "PIECE", 110)
+            dying.setattr(archives, "trim", _once(archives.trim))
+            with pytest.raises(Unavailable):
+                await tiers.lifecycle.archive(session)
+
+    async def first_page() -> None:
+        tiers.stage.db.before[archives.STORED] = archive_and_trim_some
+
+    tiers.stage.db.before[archives.STORED] = first_page
+    with pytest.raises(InUse):
+        await tiers.lifecycle.archive(session)
+    assert await tiers.events(session) == before
+
+
 async def test_no_checkpoint_stays_that_archived_events_would_have_to_follow(tiers: Tiers) -> None:
     session, turn = await tiers.stage.submit()
     won = await tiers.stage.claim(session)
@@ -296,29 +394,38 @@ async def test_a_lease_on_an_archived_session_stands_after_an_outage(tiers: Tier
     assert standing.last_seq == 10
 
 
-async def test_a_turn_that_comes_while_a_log_is_put_back_goes_on_at_its_end(
-    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some of the archived events are in Postgres again, the last of them maybe not."""
-    monkeypatch.setattr(lifecycle_module, "PIECE", 4)
-    session = await tiers.used(await tiers.used())
-    before = await tiers.events(session)
+async def test_a_session_whose_last_turn_is_cancelled_before_it_starts_is_idle_again(tiers: Tiers) -> None:
+    claim, turn = await tiers.stage.running()
+    _, waiting = await tiers.stage.submit(claim.session_id)
+    assert await log.finish(tiers.stage.db, [finish(claim, turn, seq=2)])
+    assert (await tiers.stage.row(claim.session_id))["idle_since"] is None
+
+    await tiers.stage.cancel(waiting)
+
+    row = await tiers.stage.row(claim.session_id)
+    assert (row["open_turns"], row["ready_at"], row["idle_since"] is None) == (0, None, False)
+
+
+async def test_a_session_that_is_locked_gets_its_time_to_live_later(tiers: Tiers) -> None:
+    stage = tiers.stage
+    sessions = sorted([(await stage.submit())[0] for _ in range(3)])
+    after, last = UUID(int=0), UUID(int=(1 << 128) - 1)
+
+    async with stage.locked(sessions[1]):
+        assert await aging.adopt(stage.db, after=after, before=last, limit=10) == sessions[0]
+    assert await aging.adopt(stage.db, after=sessions[0], before=last, limit=10) == sessions[2]
+
+    assert all([(await stage.row(session))["expires_at"] for session in sessions])
+
+
+async def test_a_reader_whose_session_is_deleted_under_it_comes_to_an_end(tiers: Tiers) -> None:
+    session = await tiers.used()
     await tiers.lifecycle.archive(session)
-    with monkeypatch.context() as dying:
-        dying.setattr(archives, "put_back", _once(archives.put_back))
-        with pytest.raises(Unavailable):
-            await tiers.lifecycle.restore(session)
-    assert 0 < len(await tiers.warm(session)) < len(before)
+    tiers.stage.db.before[archives.FIND] = lambda: tiers.lifecycle.delete(session)
 
-    await tiers.stage.submit(session)
-    won = await tiers.stage.claim(session)
-    [standing] = (await log.standing(tiers.stage.db, [(won.claim, 11)])).values()
-    assert won.turn is not None
-    assert await log.start(tiers.stage.db, [replace(start(won.claim, won.turn.id), seq=won.claim.last_seq + 1)])
-
-    assert (won.claim.last_seq, won.claim.last_event_id) == (before[-1].seq, before[-1].id)
-    assert (standing.last_seq, standing.last_event_id) == (before[-1].seq, before[-1].id)
-    assert (await tiers.events(session))[:-1] == before
+    async with asyncio.timeout(5):
+        assert await tiers.events(session) == []
+        assert await tiers.events(session) == []
 
 
 async def test_of_two_who_archive_the_slower_one_takes_nothing_back(tiers: Tiers) -> None:

@@ -350,6 +350,14 @@ async def test_an_upload_that_outlasts_the_collection_of_its_blob_leaves_nothing
     assert await cold.read(kept, tenant_id=stage.tenant) == TEXT
 
 
+async def test_what_stands_is_not_discarded(stage: Stage, shelf: Shelf) -> None:
+    blob = await files.touch(stage.db, HASH, tenant_id=stage.tenant, size=len(TEXT))
+
+    await files.discard(stage.db, HASH, tenant_id=stage.tenant, generation=blob.generation, size=len(TEXT))
+
+    assert HASH not in [found.sha256 for found in await collection.fresh(stage.db, limit=100)]
+
+
 async def test_what_is_discarded_again_is_deleted_again(stage: Stage, shelf: Shelf) -> None:
     blob = await files.touch(stage.db, HASH, tenant_id=stage.tenant, size=len(TEXT))
     await cold_of(stage, shelf, grace=NOW).collect(keep_uploads=LONG)

@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import TextClause, text
 
-from longshift.db import approvals, children, leases, log, mail, retries, upkeep, views
+from longshift.db import approvals, children, deletions, leases, log, mail, retries, upkeep, views
 from longshift.db.database import Params
 from longshift.db.mail import Wanted
-from longshift.errors import AlreadyAnswered, LeaseLost
+from longshift.errors import AlreadyAnswered, LeaseLost, NotFound
 from longshift.events import Kind, NewEvent
 from longshift.model import Claim, NewTurn, Prefix, TurnStatus, new_id, show_id
 from tests.integration.protocol.stage import Stage, append, finish, leave, start
@@ -548,3 +548,19 @@ async def test_a_turn_left_by_its_status_alone_keeps_its_clock(stage: Stage) -> 
     await log.leave(stage.db, [leave(claim, turn, seq=2, seen=claim.mail_seq, status=TurnStatus.QUEUED)])
 
     assert (await stage.turn(turn))["clock_stopped_at"] is None
+
+
+async def test_a_child_that_was_deleted_cannot_go_on_and_says_so(stage: Stage) -> None:
+    claim, parent = await stage.running()
+    session, child = await spawned(stage, claim, parent)
+    await ended(stage, session, child)
+    await failed(stage, claim, parent, seq=2)
+    await deletions.bury(stage.db, session, again=HOUR)
+    await deletions.purge(stage.db, session, limit=10)
+    again = await retried(stage, parent)
+    won = await stage.claim(claim.session_id)
+    now = datetime.now(UTC)
+    new = NewTurn(agent="echo", input={}, queue="default", deadline=now + HOUR, parent_turn_id=again)
+
+    with pytest.raises(NotFound, match="deleted"):
+        await children.retry(stage.db, new, child, session_id=session, holder=won.claim, now=now)

@@ -17,7 +17,7 @@ from longshift.cli.local import ask
 from longshift.cli.output import progress, put_bytes, put_facts, put_json, put_table, say
 from longshift.cli.show import AsJson, put_session
 from longshift.client import Client, DeletedInfo, MovedInfo, SessionInfo
-from longshift.errors import InvalidInput
+from longshift.errors import InvalidInput, UsageError
 from longshift.model import Json
 
 app = typer.Typer(name="sessions", help="Look after sessions: archive, restore, export, delete.", no_args_is_help=True)
@@ -95,9 +95,15 @@ def export(
 
 
 @app.command(epilog=EPILOG)
-def delete(id_: SessionId, json: AsJson = False) -> None:
+def delete(
+    id_: SessionId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: AsJson = False,
+) -> None:
     """Delete a session with all that it has, in all tiers, for good; says how much that was. Needs a key with the scope
     admin."""
+    if not yes and not typer.confirm(f"Delete {id_} with all that it has?", err=True):
+        raise UsageError("nothing was deleted: say --yes, or answer the question")
     removed = ask(lambda client: client.delete_session(id_))
     if json:
         put_json(removed)

@@ -43,13 +43,17 @@ p AS (
       FROM d WHERE sessions.id = d.id AND (d.ttl IS NULL OR d.busy OR d.active_at + d.ttl > clock_timestamp())
     RETURNING sessions.id)
 SELECT d.id, d.active_at FROM d WHERE NOT EXISTS (SELECT 1 FROM p WHERE p.id = d.id)""")
-# sessions that were made without a thought of a time to live: new ones come at the end, for ids grow with time
+# sessions that were made without a thought of a time to live: new ones come at the end, for ids grow with time; one that is
+# locked is where the next look begins
 ADOPT = text("""
 WITH p AS MATERIALIZED (
     SELECT id, expires_at IS NULL AND deleted_at IS NULL AS unset FROM sessions
-     WHERE id > :after AND id < :before ORDER BY id LIMIT :limit FOR NO KEY UPDATE SKIP LOCKED),
-u AS (UPDATE sessions SET expires_at = clock_timestamp() FROM p WHERE sessions.id = p.id AND p.unset)
-SELECT id FROM p ORDER BY id DESC LIMIT 1""")
+     WHERE id > :after AND id < :before ORDER BY id LIMIT :limit),
+l AS MATERIALIZED (
+    SELECT id FROM sessions WHERE id IN (SELECT id FROM p WHERE unset) AND expires_at IS NULL
+     ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
+u AS (UPDATE sessions SET expires_at = clock_timestamp() FROM l WHERE sessions.id = l.id)
+SELECT id FROM p WHERE id < ALL (SELECT id FROM p WHERE unset EXCEPT SELECT id FROM l) ORDER BY id DESC LIMIT 1""")
 LATER = text("""
 UPDATE sessions SET expires_at = clock_timestamp() + CAST(:pause AS interval) WHERE id = :session AND deleted_at IS NULL""")
 
@@ -109,7 +113,7 @@ async def expired(db: Database, sessions: Collection[UUID], *, ttl: timedelta | 
 
 
 async def adopt(db: Database, *, after: UUID, before: UUID, limit: int) -> UUID | None:
-    """Let the sweeper look at the next ``limit`` sessions by id; the last of them, None if there are no more."""
+    """Let the sweeper look at the next ``limit`` sessions by id; the last before one that is locked, None if there is none."""
     rows = await db.fetch(ADOPT, {"after": after, "before": before, "limit": limit})
     return rows[0].id if rows else None
 

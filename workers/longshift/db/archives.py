@@ -38,7 +38,7 @@ SELECT s.archived_through, e.* FROM sessions s LEFT JOIN LATERAL (
        AND (CAST(:turns AS uuid[]) IS NULL OR turn_id = ANY(CAST(:turns AS uuid[])))
        AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
      ORDER BY seq LIMIT :limit) e ON true
- WHERE s.id = :session ORDER BY e.seq""")
+ WHERE s.id = :session AND s.deleted_at IS NULL ORDER BY e.seq""")
 STORED = text("""
 SELECT seq, id, epoch, turn_id, kind, key, schema_version, created_at, CAST(payload AS text) AS payload FROM events
  WHERE session_id = :session AND seq > :after AND seq <= :through ORDER BY seq LIMIT :limit""")
@@ -143,7 +143,8 @@ async def read(
     turn_ids: Collection[UUID] | None = None,
     kinds: Collection[str] | None = None,
 ) -> tuple[int, list[Event]]:
-    """How far the log is archived, and at most ``limit`` events behind ``after`` and behind that."""
+    """How far the log is archived, and at most ``limit`` events behind ``after`` and behind that; of a deleted session
+    nothing, whatever is left of it."""
     params = {
         "session": session_id,
         "after": after,

@@ -24,10 +24,12 @@ SELECT (SELECT archived_through FROM sessions WHERE id = :session) AS archived_t
   FROM (SELECT 1) AS one
   LEFT JOIN LATERAL (SELECT * FROM checkpoints WHERE session_id = :session AND seq <= :through
                       ORDER BY seq DESC LIMIT 1) c ON true""")
-# the first and the last, too, whatever they are: what is folded must end, and what is continued must begin, where it should
+# the first and the last, too, whatever they are: what is folded must end, and what is continued must begin, where it should;
+# and none of what is archived: of such rows only some may be there
 TAIL = text(f"""
 SELECT seq, id, turn_id, kind, CASE WHEN {_SHOWN} THEN CAST(payload AS text) END AS payload FROM events
  WHERE session_id = :session AND seq BETWEEN :first AND :through AND ({_SHOWN} OR seq IN (:first, :through))
+   AND seq > (SELECT archived_through FROM sessions WHERE id = :session)
  ORDER BY seq LIMIT :limit""")
 ARCHIVED = text("SELECT archived_through, archived_event_id FROM sessions WHERE id = :session")
 SAVE = text(f"""

@@ -12,9 +12,9 @@ from sqlalchemy import text
 from longshift.db import files, mail, retries
 from longshift.db.database import Database
 from longshift.db.intake import LOCK_SESSIONS, Entry, add_turns, admit
-from longshift.errors import LeaseLost
+from longshift.errors import LeaseLost, NotFound
 from longshift.events import encode
-from longshift.model import Claim, MailKind, NewTurn
+from longshift.model import Claim, MailKind, NewTurn, Prefix, show_id
 
 # The parent's row stays locked until the child's session is there, so that whoever claims the parent later finds the child.
 # Its session is new, and its id is known to this turn only: if it is there, an earlier try has made the turn as well.
@@ -107,12 +107,15 @@ async def retry(
 
     Raises:
         LeaseLost: ``holder`` no longer holds the parent's session.
+        NotFound: the child's session was deleted.
     """
     ring: Rung = []
     async with db.transaction() as tx:
         await tx.execute(LOCK_SESSIONS, {"sessions": [session_id, holder.session_id]})
         await mail.check_holder(tx, holder)
-        old = (await tx.execute(retries.TURN, {"turn": before, "tenant": holder.tenant_id})).one()
+        old = (await tx.execute(retries.TURN, {"turn": before, "tenant": holder.tenant_id})).first()
+        if old is None:
+            raise NotFound(f"the child {show_id(Prefix.TURN, before)} was deleted with its session: it cannot go on")
         family = (await tx.execute(retries.FAMILY, {"session": session_id, "turn": before})).all()
         # one that is told to end, as all are whose parent fails, may not have heard it yet: the new one comes after it
         standing = [row.id for row in family if row.status in STANDING and not row.ending]

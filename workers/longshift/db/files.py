@@ -71,7 +71,9 @@ SELECT EXISTS (SELECT FROM s) AS held, EXISTS (SELECT FROM b) AS stands, {_COLUM
   FROM (VALUES (1)) one LEFT JOIN a ON true""")
 OWNER = text("SELECT tenant_id FROM artifacts WHERE id = :id")
 DISCARD = text("""
-INSERT INTO garbage (tenant_id, sha256, generation, size) VALUES (:tenant, :sha256, :generation, :size)
+INSERT INTO garbage (tenant_id, sha256, generation, size)
+SELECT :tenant, :sha256, :generation, :size
+ WHERE NOT EXISTS (SELECT FROM blobs WHERE tenant_id = :tenant AND sha256 = :sha256 AND generation = :generation)
 ON CONFLICT (tenant_id, sha256, generation) DO UPDATE SET since = clock_timestamp(), swept = false""")
 FIND = text(f"""
 SELECT {_COLUMNS}, b.generation,
@@ -189,7 +191,8 @@ async def _refuse(db: Database, artifact_id: UUID, *, tenant_id: UUID) -> None:
 
 
 async def discard(db: Database, sha256: str, *, tenant_id: UUID, generation: int, size: int) -> None:
-    """The object of a generation that is gone may have been written again meanwhile: let the collector delete it."""
+    """The object of a generation that is gone may have been written again meanwhile: let the collector delete it. Of one that
+    stands (its artifact's id was taken, and is free again) nothing is thrown away."""
     params = {"tenant": tenant_id, "sha256": sha256, "generation": generation, "size": size}
     await db.execute(DISCARD, params)
 

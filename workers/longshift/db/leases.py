@@ -54,8 +54,8 @@ c AS MATERIALIZED (
     + _TAKE
 )
 
-# a second statement on purpose: in the claim's own snapshot the end of the log could be stale; of what is archived only some
-# may be in Postgres (db/archives.py), and never says where the log ends
+# A second statement on purpose: in the claim's own snapshot the end of the log could be stale. Rows of events up to
+# archived_through do not count: a restore that did not get to its end has left some of them.
 ENDS = text(f"""
 SELECT s.id AS claimed_id, coalesce(last.seq, s.archived_through) AS last_seq,
        coalesce(last.id, s.archived_event_id) AS last_event_id, head.*

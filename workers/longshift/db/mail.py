@@ -41,7 +41,10 @@ WITH t AS (
 n AS (SELECT session_id, count(position) AS n FROM t GROUP BY session_id),
 s AS (
     UPDATE sessions s SET open_turns = s.open_turns - n.n,
-           ready_at = CASE WHEN s.open_turns > n.n THEN s.ready_at END
+           ready_at = CASE WHEN s.open_turns > n.n THEN s.ready_at END,
+           -- or nobody would archive what the turns before these have left
+           idle_since = CASE WHEN s.open_turns = n.n AND s.lease_worker IS NULL AND s.leased_at IS NOT NULL
+                             THEN clock_timestamp() ELSE s.idle_since END
       FROM n WHERE s.id = n.session_id)
 SELECT id FROM t""")
 # who is told to end does not run again: a suspect may be ended by anybody, and needs no ward for it
