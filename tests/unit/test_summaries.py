@@ -196,10 +196,8 @@ def test_what_was_recorded_while_its_branch_was_cancelled_is_in_the_context(
             await turn.sleep(1000)
 
         async def winning() -> None:
-            execution = turn._execution
-            assert isinstance(execution, Rehearsal)
-            while execution.outside.world.log[-1].kind != kind:  # noqa: ASYNC110 - a log of a list tells nobody
-                await asyncio.sleep(0)
+            recorded.clear()
+            await recorded.wait()
 
         await turn.race(losing(), winning())
         assert turn._execution.context == _of_log(turn)
@@ -208,11 +206,13 @@ def test_what_was_recorded_while_its_branch_was_cancelled_is_in_the_context(
         await turn.summarize()
         assert turn._execution.context == _of_log(turn)
 
-    append = Outside.append
+    append, recorded = Outside.append, asyncio.Event()
 
     async def slow(self: Outside, events: Sequence[NewEvent]) -> None:
         """The log has them for a while before the turn hears of it."""
         await append(self, events)
+        if events[0].kind == kind:
+            recorded.set()
         for _ in range(10):
             await asyncio.sleep(0)
 
