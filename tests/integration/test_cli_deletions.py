@@ -37,10 +37,10 @@ def run(api: Api, tmp_path: Path, database_url: str, redis_url: str) -> Run:
 async def with_passages_that_stay(api: Api, session: str) -> None:
     """What is left of ``session`` cannot be removed, as when Postgres goes away in the middle."""
     for statement in (
-        "INSERT INTO passages (tenant_id, session_id, source, ordinal, text)"
-        " SELECT tenant_id, id, 'notes', 0, 'x' FROM sessions WHERE id = :id",
-        "CREATE OR REPLACE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE EXCEPTION 'locked' USING ERRCODE = '55P03'; END $$",
+        """INSERT INTO passages (tenant_id, session_id, source, ordinal, text)
+           SELECT tenant_id, id, 'notes', 0, 'x' FROM sessions WHERE id = :id""",
+        """CREATE OR REPLACE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN RAISE EXCEPTION 'locked' USING ERRCODE = '55P03'; END $$""",
         "CREATE OR REPLACE TRIGGER stay BEFORE DELETE ON passages FOR EACH ROW EXECUTE FUNCTION stay()",
     ):
         await api.db.execute(text(statement), {"id": parse_id(Prefix.SESSION, session)} if ":id" in statement else {})
