@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import psycopg
 import pytest
+import redis
 
 from longshift.model import Json
 from longshift.testing.fleet import Client, Process
@@ -89,6 +90,32 @@ def test_a_turn_whose_input_is_out_of_reach_waits_without_a_worker(
     turn = client.wait(third)
     assert (turn["status"], turn["attempts"]) == ("succeeded", 1)
     assert [message["content"] for message in turn["output"]][2]["size"] == 50 * KB + 2
+
+
+def test_a_turn_whose_archived_context_is_out_of_reach_waits_without_a_worker(
+    fleet: Fleet, client: Client, worker: Process
+) -> None:
+    first = client.wait(client.submit("historian", "short"))
+    session = first["session_id"]
+    client.request("POST", f"/v1/sessions/{session}/archive")
+    with redis.Redis.from_url(fleet.redis_url) as hot:
+        hot.flushall()
+    folder, away = fleet.folder / "artifacts", fleet.folder / "away"
+    folder.rename(away)
+    turn = client.submit("historian", "after", session=session)
+    wait_until_sync(lambda: turn["id"].removeprefix("turn_") in worker.log(), description="the turn waits")
+
+    with psycopg.connect(fleet.database_url) as connection:
+        held = "SELECT count(*) FROM sessions WHERE id = CAST(%s AS uuid) AND lease_worker IS NOT NULL"
+        wait_until_sync(
+            lambda: connection.execute(held, (session.removeprefix("ses_"),)).fetchone() == (0,),
+            description="the session is given back",
+        )
+    assert (client.turn(turn)["status"], client.turn(turn)["attempts"]) == ("queued", 0)
+    away.rename(folder)
+    ended = client.wait(turn)
+    assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
+    assert ended["output"][0]["content"] == "short"
 
 
 def test_a_turn_whose_input_is_lost_fails_and_its_session_goes_on(

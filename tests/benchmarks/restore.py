@@ -34,6 +34,7 @@ SELECT %(session)s, n, gen_random_uuid(), 1, %(turn)s,
        CASE WHEN n %% %(every)s = 0 THEN 'message.said' ELSE 'step.completed' END, 'key#' || n,
        CASE WHEN n %% %(every)s = 0 THEN %(message)s::json ELSE %(step)s::json END
   FROM generate_series(1, %(total)s) AS n"""
+SESSION = "INSERT INTO sessions (id, tenant_id, queue) VALUES (%s, %s, 'default') ON CONFLICT DO NOTHING"
 CHECKPOINT = "INSERT INTO checkpoints (session_id, seq, event_id, context) VALUES (%s, %s, %s, %s)"
 
 
@@ -109,6 +110,7 @@ async def _measure(site: Site, report: Report, *, total: int, messages: int, rep
 def fill(site: Site, *, total: int, messages: int, session: UUID | None = None) -> Session:
     session = session or new_id()
     with psycopg.connect(site.database_url, autocommit=True) as connection:
+        connection.execute(SESSION, (session, site.tenant))
         connection.execute(
             EVENTS,
             {
@@ -156,6 +158,7 @@ def _talk(site: Site, *, turns: int) -> tuple[Session, int]:
     session, fold = new_id(), Fold(Context(), Kept())
     kept: list[tuple[int, UUID | None, str]] = []
     with psycopg.connect(site.database_url, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(SESSION, (session, site.tenant))
         columns = "session_id, seq, id, epoch, turn_id, kind, key, payload"
         with cursor.copy(f"COPY events ({columns}) FROM STDIN") as copy:
             for _ in range(turns):

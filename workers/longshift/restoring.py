@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from uuid import UUID
 
 from longshift.context import events, keep, restore
@@ -25,8 +26,19 @@ from longshift.port import Outside
 SHORT = 8
 """Events of a new session's log up to which its context is not copied: most such sessions never come again, and if they do,
 Postgres reads so few as fast as Redis."""
-Place = tuple[int, UUID | None]
-"""(seq, event id): where a log ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an attempt at a turn begins with.
+
+    Attributes:
+        before: the context as of the turn's start.
+        recorded: what the turn has recorded so far, and the turns before it that it retries.
+    """
+
+    before: Context
+    recorded: list[Event]
 
 
 class Restorer:
@@ -36,21 +48,23 @@ class Restorer:
         self._outside = outside
         self._tiers = outside.tiers
 
-    async def restore(self, lease: Lease, record: TurnRecord, *, ends: Place) -> tuple[Context, list[Event]]:
-        """The context as of the turn's start, and what is recorded of the turn; from now on the lease has the fold of its log.
+    async def restore(self, lease: Lease, record: TurnRecord) -> Known:
+        """What a turn knows when an attempt at it starts; from now on the lease has the fold of its log.
 
         Args:
-            lease: whose last event is the start of this attempt.
+            lease: of the turn's session. This attempt has not written anything.
             record: the turn as it was before this attempt.
-            ends: where the log ended before.
 
         Raises:
             LeaseLost: the log is not what the claim saw.
-            Unavailable: Postgres or the object store is away; the same call may succeed later.
+            StoreUnavailable: the context, or what is recorded, is in the object store, which is away.
+            Unavailable: Postgres is away; the same call may succeed later.
             ArtifactCorrupt, NotFound: the context is in the cold tier, and cannot be had from there.
         """
-        first_seq = record.first_seq or lease.seq
-        fold = await self._before(lease, through=first_seq - 1, event_id=ends[1] if ends[0] == first_seq - 1 else None)
+        first_seq = record.first_seq or lease.seq + 1
+        fold = await self._before(
+            lease, through=first_seq - 1, event_id=lease.event_id if lease.seq == first_seq - 1 else None
+        )
         recorded: list[Event] = []
         if record.attempts > 0 or record.continues:
             recorded = await self._recorded(record, first_seq=first_seq)
@@ -58,7 +72,7 @@ class Restorer:
         lease.rebase(fold)
         if record.first_seq is not None:
             lease.rebase(_continued(fold, recorded, record=record, lease=lease))
-        return before, recorded
+        return Known(before, recorded)
 
     def hand_on(self, lease: Lease) -> None:
         """A turn has ended, durably: let Redis have the context, for whoever runs the next one."""

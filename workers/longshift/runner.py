@@ -1,7 +1,8 @@
 """Runs turns: from a claim to the end of the turn, or to the point where it leaves this worker.
 
-    claimed -> start -> restore and replay -> agent runs -> finish (next turn of the session, or release)
-                                                 |
+    claimed -> restore -> start -> replay, agent runs -> finish (next turn of the session, or release)
+                  |                              |
+                  +-> store away: give back      |
                                                  +-> every branch waits: suspend      drain: interrupt at the last step
                                                  +-> cancel, deadline: finish         lease lost: drop everything
 
@@ -23,12 +24,12 @@ from typing import Any
 from longshift.agent import Agent, Agents
 from longshift.attempt import Given, Outcome, begun, call, failed, given, left, resumed, stopped, unwind
 from longshift.db import children, leases, log
-from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, Unavailable
+from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, StoreUnavailable, Unavailable
 from longshift.execution import Execution
 from longshift.lease import Lease
 from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
 from longshift.port import Outside, TurnPort
-from longshift.restoring import Place, Restorer
+from longshift.restoring import Known, Restorer
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,11 @@ TIME_SLICE = timedelta(seconds=5)
 UNKNOWN_AGENT = timedelta(seconds=5)
 """Pause before a session whose agent this worker does not have is offered to others again."""
 AWAY = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before each attempt to restore a context again while Postgres or the object store is away; the last repeats."""
+"""Seconds before each attempt to restore a context again while Postgres is away; the last repeats."""
 STORE_AWAY = timedelta(seconds=5)
-"""Pause before a session whose next turn's input could not be fetched is tried again, by whichever worker."""
+"""Pause before a session whose next turn's input or context could not be fetched is tried again, by whichever worker."""
+BROKEN = (InvalidInput, ArtifactCorrupt, NotFound, ValueError, RecursionError)
+"""What is stored of a turn, or was to be, cannot be handled."""
 
 
 class Stop(StrEnum):
@@ -175,19 +178,24 @@ class Runner:
             return None
         try:
             had = await given(record, partial(self._outside.cold.read, tenant_id=record.tenant_id))
+            known = await self._known(run, had.record)
         except Unavailable as error:
             await self._postpone(run.lease, record, error)
             return None
+        if isinstance(known, Stop):
+            return await self._not_started(run, record, known)
         record = had.record
-        ends = run.lease.seq, run.lease.event_id
         started = await self._start(run.lease, agent, had)
         if started is None:
             return await self._next(run.lease)
         run.started = True
         if had.lost is not None:
             return await self._finish(run, record, had.lost)
-        restored = await self._restore(run, had, ends=ends, started=started)
-        stop, result = (restored, None) if isinstance(restored, Stop) else await self._drive(run, agent, restored)
+        if isinstance(known, Exception):
+            raise known
+        port = TurnPort(self._outside, run.lease, record)
+        execution = resumed(record, known.recorded, before=known.before, port=port, now=started, pointer=had.pointer)
+        stop, result = await self._drive(run, agent, execution)
         match stop:
             case Stop.LOST:
                 raise LeaseLost("the lease is gone")
@@ -208,7 +216,7 @@ class Runner:
     async def _run_turn_or_give_up(self, run: Run, record: TurnRecord) -> TurnRecord | None:
         try:
             return await self._run_turn(run, record)
-        except (InvalidInput, ArtifactCorrupt, NotFound, ValueError, RecursionError) as error:
+        except BROKEN as error:
             return await self._give_up(run, record, error)
 
     async def _give_up(self, run: Run, record: TurnRecord, error: Exception) -> TurnRecord | None:
@@ -234,7 +242,8 @@ class Runner:
         await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
 
     async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
-        """The turn's input cannot be fetched: it waits where it is, holding no worker, and can be cancelled and expire."""
+        """The turn's input or context cannot be fetched: it waits where it is, holding no worker, and can be cancelled and
+        expire."""
         extra = {"turn_id": record.id.hex, "reason": str(error)}
         logger.warning("a turn waits for the artifact store", extra=extra)
         await self._give_back(lease, delay=STORE_AWAY, queue=record.queue)
@@ -260,22 +269,39 @@ class Runner:
         )
         return next((m for m in mail if m.turn_id == record.id), None)
 
-    async def _restore(self, run: Run, had: Given, *, ends: Place, started: datetime) -> Execution | Stop:
-        """The turn with its context and with what is recorded of it; or why it leaves before it has them."""
-        record = had.record
+    async def _known(self, run: Run, record: TurnRecord) -> Known | Stop | Exception:
+        """What the turn begins with; or why the runner looks up before that is here, or why it never will be.
+
+        Raises:
+            StoreUnavailable: it is in the object store, which is away.
+        """
         for attempt in count():
             try:
-                before, recorded = await self._restorer.restore(run.lease, record, ends=ends)
-                break
-            except Unavailable as error:  # not told to the journal: an object store that is away shall not stop others
+                return await self._restorer.restore(run.lease, record)
+            except StoreUnavailable:
+                raise
+            except Unavailable as error:
                 if attempt == 0:
                     waiting = {"turn_id": record.id.hex, "reason": str(error)}
                     logger.warning("a turn waits for its context", extra=waiting)
+            except BROKEN as error:  # the turn fails by it, once it has started
+                return error
             if (stop := await run.within(AWAY[min(attempt, len(AWAY) - 1)])) is not None:
                 return stop
             await self._outside.journal.ready()
-        port = TurnPort(self._outside, run.lease, record)
-        return resumed(record, recorded, before=before, port=port, now=started, pointer=had.pointer)
+        raise AssertionError("it is tried for ever")
+
+    async def _not_started(self, run: Run, record: TurnRecord, stop: Stop) -> TurnRecord | None:
+        """The end of an attempt that has not begun."""
+        match stop:
+            case Stop.CANCEL | Stop.EXPIRE:
+                status = TurnStatus.EXPIRED if stop is Stop.EXPIRE else TurnStatus.CANCELLED
+                return await self._finish(run, record, stopped(status, run.reason))
+            case Stop.LOST:
+                raise LeaseLost("the lease is gone")
+            case _:
+                await self._give_back(run.lease, queue=record.queue)
+                return None
 
     async def _drive(self, run: Run, agent: Agent[Any, Any], execution: Execution) -> tuple[Stop, Outcome | None]:
         """Let the agent run until it ends or has to leave; unwound either way when this returns."""

@@ -447,12 +447,11 @@ class Fleet:
 
     async def attempt(self) -> None:
         lease, record = await self.hold()
-        ends = lease.seq, lease.event_id
+        known = await self.restorer.restore(lease, record)
+        before, first = known.before, record.first_seq or lease.seq + 1
         payload = json.dumps({"attempt": record.attempts + 1, "input": {"n": self.random.random()}})
         begun = event(record.id, Kind.TURN_STARTED, payload=payload)
         await self.journal.write(lease, lambda seq: log.Start(lease.claim, seq, (begun,), record.id, "1"))
-        before, _ = await self.restorer.restore(lease, record, ends=ends)
-        first = record.first_seq or lease.seq
         assert before == fold((await self.log())[: first - 1])
         before.messages.append("what the turn adds to its own context comes into the lease's by the journal only")
         for _ in range(self.random.randrange(4)):
