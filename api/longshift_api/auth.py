@@ -60,10 +60,18 @@ async def authenticate(request: Request, keyring: Keyring, *, needed: Scope) -> 
             "this key is unknown, expired or revoked: check it, or make another with `longshift keys create`",
             error=', error="invalid_token"',
         )
+    require(principal, needed)
+    return principal
+
+
+def require(principal: Principal, needed: Scope) -> None:
+    """
+    Raises:
+        Refusal: 403, the key lacks the scope ``needed``.
+    """
     if not principal.scopes & {needed, Scope.ADMIN}:
         has = ", ".join(sorted(principal.scopes))
         raise Refusal(403, "forbidden", f"this key has the scopes {has}; this request needs {needed.value!r}")
-    return principal
 
 
 def _unauthorized(detail: str, *, error: str = "") -> Refusal:

@@ -109,10 +109,10 @@ async def _answer(request: Request, edge: Edge, source: Source, *, after: int, l
         frames = stream(edge, source, after=after)
         return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
     found = await edge.archive.read(source.session_id, after=after, limit=limit + 1, turn_ids=source.turn_ids)
-    page = found[:limit]
+    page = found.events[:limit]
     following = page[-1].seq if page else after
     data = [EventView.of(event) for event in page]
-    return reply(EventPage(data=data, has_more=len(found) > limit, next=following))
+    return reply(EventPage(data=data, has_more=found.cut or len(found.events) > limit, next=following))
 
 
 def _last_event_id(request: Request, *, default: int) -> int:
@@ -159,11 +159,11 @@ async def stream(edge: Edge, source: Source, *, after: int) -> AsyncIterator[str
 async def _unread(edge: Edge, source: Source, *, after: int) -> AsyncIterator[Event]:
     while True:
         page = await edge.archive.read(source.session_id, after=after, limit=PAGE, turn_ids=source.turn_ids)
-        for event in page:
+        for event in page.events:
             yield event
-        if len(page) < PAGE:
+        if len(page.events) < PAGE and not page.cut:
             return
-        after = page[-1].seq
+        after = page.events[-1].seq
 
 
 async def _end_of(edge: Edge, source: Source) -> dict[str, Json] | None:

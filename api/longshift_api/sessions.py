@@ -3,9 +3,11 @@
 from fastapi import Request, Response
 
 from longshift.db import aging, views
+from longshift.db.keys import Scope
 from longshift.errors import NotFound
 from longshift.model import Prefix, show_id
 from longshift_api import deps
+from longshift_api.auth import require
 from longshift_api.deps import Caller, EdgeDep, Promise, in_path
 from longshift_api.pages import Cursor, Limit, cut, only, read_cursor, reply
 from longshift_api.problems import documented
@@ -83,15 +85,21 @@ async def get_session(session_id: str, edge: EdgeDep, caller: Caller) -> Respons
     responses={200: {"model": SessionView}, **documented(404, 413, 415)},
 )
 async def change_session(session_id: str, body: SessionChange, edge: EdgeDep, caller: Caller) -> Response:
-    """Its metadata (replaced as a whole), its time to live."""
+    """Its metadata (replaced as a whole), its time to live.
+
+    `ttl` needs a key with the scope `admin`, as deleting does: a session whose time is over is deleted.
+    """
     session = in_path(Prefix.SESSION, session_id)
+    set_ttl = "ttl" in body.model_fields_set
+    if set_ttl:
+        require(caller, Scope.ADMIN)
     await aging.change(
         edge.db,
         session,
         tenant_id=caller.tenant_id,
         metadata=body.metadata,
         ttl=body.lifetime,
-        set_ttl="ttl" in body.model_fields_set,
+        set_ttl=set_ttl,
         default=edge.config.session_ttl,
     )
     return await get_session(session_id, edge, caller)

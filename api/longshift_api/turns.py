@@ -219,11 +219,11 @@ async def turn_steps(
     """The recorded steps of a turn that runs, waits or has ended, however it ended, and of the turns that it retries."""
     only(request, ("after", "limit"))
     turn = await _find(edge, caller, turn_id)
-    found = await edge.archive.steps(turn, after=after, limit=limit + 1)
+    found, cut_short = await edge.archive.steps(turn, after=after, limit=limit + 1)
     page = found[:limit]
     following = page[-1].seq if page else after
     data = [StepView.of(step) for step in page]
-    return reply(StepPage(data=data, has_more=len(found) > limit, next=following))
+    return reply(StepPage(data=data, has_more=cut_short or len(found) > limit, next=following))
 
 
 async def _accepted(edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:

@@ -250,6 +250,19 @@ async def test_a_time_to_live_is_changed_and_taken_back(api: Api) -> None:
     assert (await api.client.patch(path, json={"ttl": 5}, headers=await api.key())).status_code == 404
 
 
+async def test_a_time_to_live_is_changed_by_those_only_who_may_delete(api: Api) -> None:
+    path = f"/v1/sessions/{await api.session()}"
+    submitter = await api.key(tenant="default", scopes=frozenset({Scope.SUBMIT, Scope.READ}))
+
+    for ttl in (1, None):
+        refused = await api.client.patch(path, json={"ttl": ttl, "metadata": {"a": "1"}}, headers=submitter)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert "'admin'" in refused.json()["detail"]
+    allowed = await api.client.patch(path, json={"metadata": {"b": "2"}}, headers=submitter)
+
+    assert (allowed.status_code, allowed.json()["metadata"], allowed.json()["ttl"]) == (200, {"b": "2"}, None)
+
+
 async def test_the_fleets_time_to_live_holds_for_sessions_that_name_none(api: Api) -> None:
     submitted = (await api.submit())["session_id"]
     await Hand(api, submitted).run((await api.client.get(f"/v1/turns?session_id={submitted}")).json()["data"][0]["id"])

@@ -202,5 +202,5 @@ def test_keys_are_made_shown_once_limited_and_revoked(stack: LocalStack) -> None
 
 
 def test_agents_shows_what_workers_have_registered(stack: LocalStack) -> None:
-    assert {agent["name"] for agent in stack.call("agents", "--json").json} == {"double", "sleepy", "broken"}
+    assert {agent["name"] for agent in stack.call("agents", "--json").json} == {"double", "sleepy", "haul", "broken"}
     assert re.search(r"double +1 +default +Twice the number\.", stack.call("agents").out)

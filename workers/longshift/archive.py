@@ -17,7 +17,7 @@ from longshift import segments, snapshot
 from longshift.artifacts import read_verified
 from longshift.cold import Cold
 from longshift.db import archives, steps
-from longshift.db.archives import ArchiveRecord
+from longshift.db.archives import ArchiveRecord, Page
 from longshift.db.database import Database
 from longshift.db.steps import StepRecord, Wait
 from longshift.errors import ArtifactCorrupt, InvalidInput, NotFound, StoreUnavailable, Unavailable
@@ -28,6 +28,8 @@ from longshift.segments import Manifest, Segment
 logger = logging.getLogger(__name__)
 PAGE = 200
 """Events that are decoded at a time, in the event loop: 6 MB of those that keep their results."""
+PAGE_BYTES = 8 * 1024 * 1024
+"""So much of events is enough at a time, and one event more. Twice that where an archive meets the log behind it."""
 KEPT = 16 * 1024 * 1024
 """Characters of segments that stay in memory: two of the largest."""
 MANIFESTS = 100
@@ -53,8 +55,9 @@ class Archive:
         limit: int = PAGE,
         turn_ids: Collection[UUID] | None = None,
         kinds: Collection[str] | None = None,
-    ) -> list[Event]:
-        """At most ``limit`` events with ``seq > after``, in order; with ``turn_ids`` or ``kinds`` only theirs.
+    ) -> Page:
+        """At most ``limit`` events with ``seq > after``, in order; with ``turn_ids`` or ``kinds`` only theirs. Fewer, but at
+        least one, if they are large.
 
         Raises:
             ArtifactCorrupt: what is stored of them is not what was archived.
@@ -63,7 +66,13 @@ class Archive:
         """
         while True:
             through, warm = await archives.read(
-                self._db, session_id, after=after, limit=limit, turn_ids=turn_ids, kinds=kinds
+                self._db,
+                session_id,
+                after=after,
+                limit=limit,
+                most_bytes=PAGE_BYTES,
+                turn_ids=turn_ids,
+                kinds=kinds,
             )
             if after >= through:
                 return warm
@@ -71,17 +80,23 @@ class Archive:
             if record is None or record.through_seq < through:
                 continue  # restored, or deleted, between the two statements: what is behind ``after`` is there again
             found: list[Event] = []
+            size = 0
             try:
-                async for event in self._archived(session_id, record, after=after, through=through, turn_ids=turn_ids):
-                    if kinds is None or event.kind in kinds:
-                        found.append(event)
+                archived = self._archived(session_id, record, after=after, through=through, turn_ids=turn_ids)
+                async for event, length in archived:
+                    if kinds is not None and event.kind not in kinds:
+                        continue
+                    if size >= PAGE_BYTES:
+                        return Page(found, cut=True)
+                    found.append(event)
+                    size += length
                     if len(found) == limit:
-                        return found
+                        return Page(found)
             except ArtifactCorrupt:
                 if await self.counts(session_id, record):
                     raise
                 continue
-            return found + warm[: limit - len(found)]
+            return Page(found + warm.events[: limit - len(found)], cut=warm.cut)
 
     async def events(
         self,
@@ -95,25 +110,26 @@ class Archive:
         """The log from ``after`` (exclusive) to ``through``, page by page; raises as ``read``."""
         while True:
             page = await self.read(session_id, after=after, turn_ids=turn_ids, kinds=kinds)
-            for event in page:
+            for event in page.events:
                 if through is not None and event.seq > through:
                     return
                 yield event
-            if len(page) < PAGE:
+            if len(page.events) < PAGE and not page.cut:
                 return
-            after = page[-1].seq
+            after = page.events[-1].seq
 
     # -- what turns have done
 
-    async def steps(self, turn: TurnRecord, *, after: int = 0, limit: int = 100) -> list[StepRecord]:
-        """The recorded steps of a turn and of those that it retries, in the order of the log: those with ``seq > after``.
+    async def steps(self, turn: TurnRecord, *, after: int = 0, limit: int = 100) -> tuple[list[StepRecord], bool]:
+        """The recorded steps of a turn and of those that it retries, in the order of the log: those with ``seq > after``;
+        and whether there are more than these because these are large.
 
         Raises as ``read``.
         """
         turn_ids, first_seq = await steps.chain(self._db, turn)
         after = max(after, first_seq - 1)
-        found = await self.read(turn.session_id, after=after, limit=limit, turn_ids=turn_ids, kinds=steps.STEPS)
-        return [steps.step_of(event) for event in found]
+        page = await self.read(turn.session_id, after=after, limit=limit, turn_ids=turn_ids, kinds=steps.STEPS)
+        return [steps.step_of(event) for event in page.events], page.cut
 
     async def waiting_for(self, turn: TurnRecord, *, now: datetime) -> list[Wait]:
         """What a waiting turn waits for, in the order in which it began to; raises as ``read``."""
@@ -150,7 +166,7 @@ class Archive:
                     extra={"session_id": session_id.hex, "reason": str(error)},
                 )
             context = Context()
-            async for event in self._archived(session_id, record, after=0, through=record.through_seq):
+            async for event, _ in self._archived(session_id, record, after=0, through=record.through_seq):
                 apply(context, event)
             return context
 
@@ -212,7 +228,8 @@ class Archive:
         after: int,
         through: int,
         turn_ids: Collection[UUID] | None = None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[tuple[Event, int]]:
+        """Events, and how long they are."""
         wanted = frozenset(turn_ids) if turn_ids is not None else None
         manifest = await self.manifest(session_id, record)
         for segment in manifest.segments:
@@ -220,9 +237,10 @@ class Archive:
                 continue
             lines = await self.lines(segment, tenant_id=record.tenant_id)
             part = lines[max(0, after + 1 - segment.first_seq) : through + 1 - segment.first_seq]
-            for event in (segments.event(line, session_id) for line in part):
+            for line in part:
+                event = segments.event(line, session_id)
                 if wanted is None or event.turn_id in wanted:
-                    yield event
+                    yield event, len(line)
 
     async def _fetch(self, artifact_id: UUID, *, tenant_id: UUID) -> bytes:
         try:

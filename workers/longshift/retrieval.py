@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,8 @@ DEPTH = 4
 """So many times more passages than wanted are taken from each ranking: one that is low in both may win."""
 PATIENCE = 30.0
 """Seconds of embedding that an indexing waits for; later recalls do the rest."""
+AGAIN = 300.0
+"""Seconds from one look whether there are vectors to the next."""
 
 Place = tuple[UUID, str, int]
 
@@ -40,15 +43,24 @@ class Retrieval:
     def __init__(self, db: Database, embedding: Embedding | None = None, *, clock: Clock = SYSTEM) -> None:
         self._db, self._embedding, self._clock = db, embedding, clock
         self._has_vectors = False
+        self._look_at = 0.0  # by the monotonic clock
 
     async def prepare(self) -> None:
-        """Look whether there are vectors here, and make their table if need be.
+        """Look whether there are vectors here, and make their table if need be; if not, later calls look again.
 
         Raises:
             Unavailable: Postgres does not answer.
         """
         if self._embedding is not None:
+            self._look_at = self._clock.monotonic() + AGAIN
             self._has_vectors = await vectors.prepare(self._db)
+
+    async def _vectors_here(self) -> bool:
+        """Whether there are: many workers that start together wait for each other, and some give up before their turn."""
+        if not self._has_vectors and self._clock.monotonic() >= self._look_at:
+            with suppress(Unavailable):
+                await self.prepare()
+        return self._has_vectors
 
     async def index(self, claim: Claim, texts: Sequence[str], *, source: str, ordinals: Sequence[int]) -> bool:
         """Keep passages of a session; storing them again changes nothing. False: the lease is gone.
@@ -58,7 +70,7 @@ class Retrieval:
         """
         if not await passages.add(self._db, claim, texts, source=source, ordinals=ordinals):
             return False
-        if self._embedding is not None and self._has_vectors:
+        if self._embedding is not None and await self._vectors_here():
             places = [(claim.session_id, source, ordinal) for ordinal in ordinals]
             until = self._clock.monotonic() + PATIENCE
             for chunk in chunks(zip(places, texts, strict=True), size=BATCH):
@@ -93,7 +105,7 @@ class Retrieval:
 
     async def _nearest(self, query: str, *, reach: Reach, session_id: UUID, limit: int) -> Sequence[Any] | None:
         """None: there are no vectors, now or at all."""
-        if self._embedding is None or not self._has_vectors or not query.strip():
+        if self._embedding is None or not query.strip() or not await self._vectors_here():
             return None
         try:
             vector = await self._embedded(self._embedding, query, session_id=session_id)

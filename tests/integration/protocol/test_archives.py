@@ -94,8 +94,28 @@ async def test_an_archived_log_is_read_as_it_was_and_is_no_longer_in_postgres(
     assert (moved.events, moved.through) == (10, 10)
     assert await tiers.warm(session) == []
     assert await tiers.events(session) == before
-    assert [e.seq for e in await tiers.fresh().read(session, after=4, limit=3)] == [5, 6, 7]
+    assert [e.seq for e in (await tiers.fresh().read(session, after=4, limit=3)).events] == [5, 6, 7]
     assert (await tiers.stage.row(session))["idle_since"] is None
+
+
+async def test_a_page_of_large_events_is_bounded_by_their_bytes_and_says_that_there_are_more(tiers: Tiers) -> None:
+    session, turn = await tiers.stage.submit()
+    claim = (await tiers.stage.claim(session)).claim
+    assert await log.start(tiers.stage.db, [start(claim, turn)])
+    large = json.dumps({"result": "x" * 1_000_000})
+    for number in range(5):
+        rows = tuple(event(turn, key=f"k{number}.{n}", payload=large) for n in range(4))
+        assert await log.append(tiers.stage.db, [log.Append(claim, 2 + 4 * number, rows)])
+    assert await log.finish(tiers.stage.db, [finish(claim, turn, seq=22)])
+
+    for archived in (False, True):
+        if archived:
+            await tiers.lifecycle.archive(session)
+        page = await tiers.fresh().read(session, after=0)
+        assert (page.cut, [e.seq for e in page.events]) == (True, list(range(1, 11)))
+        rest = await tiers.fresh().read(session, after=18)
+        assert (rest.cut, [e.seq for e in rest.events]) == (False, [19, 20, 21, 22])
+        assert [e.seq for e in await tiers.events(session)] == list(range(1, 23))
 
 
 async def test_the_context_of_an_archived_log_is_its_fold_also_if_it_has_to_be_folded_anew(tiers: Tiers) -> None:
@@ -364,7 +384,7 @@ async def test_bytes_that_are_not_what_was_archived_are_refused(tiers: Tiers) ->
         await tiers.fresh().read(session, after=0)
     with pytest.raises(ArtifactCorrupt):
         await Lifecycle(tiers.stage.db, tiers.cold, tiers.fresh()).restore(session)
-    assert await tiers.fresh().read(session, after=5) == []
+    assert (await tiers.fresh().read(session, after=5)).events == []
 
 
 async def test_a_store_that_is_away_is_not_taken_for_postgres(tiers: Tiers) -> None:

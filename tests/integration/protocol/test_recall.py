@@ -21,9 +21,9 @@ from longshift.db import vectors
 from longshift.db.database import Database
 from longshift.db.passages import Reach
 from longshift.embedding import BATCH, LEFT_ALONE, Embedding, load_embedder
-from longshift.errors import ConfigError
+from longshift.errors import ConfigError, Unavailable
 from longshift.model import Claim, Prefix, new_id, show_id
-from longshift.retrieval import Retrieval, fuse
+from longshift.retrieval import AGAIN, Retrieval, fuse
 from tests.integration.protocol.stage import Stage
 from tests.support.meaning import embed
 
@@ -384,6 +384,24 @@ async def test_a_table_that_goes_away_leaves_full_text(stage: Stage, retrieval: 
 
 async def test_workers_that_start_together_make_the_table_once(stage: Stage) -> None:
     assert await asyncio.gather(*(vectors.prepare(stage.db) for _ in range(6))) == [True] * 6
+
+
+async def test_a_worker_that_could_not_wait_for_the_table_looks_again(
+    stage: Stage, embedder: Embedder, ticking: Ticking
+) -> None:
+    late = Retrieval(stage.db, Embedding("tests:meaning", embedder.embed, clock=ticking.clock), clock=ticking.clock)
+    async with stage.hand.transaction():
+        await stage.hand.execute(f"SELECT pg_advisory_xact_lock({vectors.LOCK})")
+        with pytest.raises(Unavailable):
+            await late.prepare()
+    claim = await held(stage)
+    await index(late, claim, "a ship")
+    assert embedder.calls == []
+
+    ticking.seconds += AGAIN
+    await index(late, claim, "a boat", source="more")
+
+    assert await has_vectors(stage) == 1
 
 
 @pytest.mark.parametrize("name", ["nowhere.to.be:found", "json:nothing", "json", "json:__doc__"])

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from longshift.errors import Unavailable, UsageError
 from longshift.model import Json
 
 STATUS_STYLES: Mapping[str, str] = {
@@ -46,6 +48,31 @@ def put_bytes(data: bytes) -> None:
 def put_json(value: object, *, pretty: bool = False) -> None:
     """JSON on one line, or for people."""
     put(json.dumps(value, ensure_ascii=not _writes_unicode(), indent=2 if pretty else None))
+
+
+def confirm(question: str) -> None:
+    """Ask before something cannot be undone.
+
+    Raises:
+        UsageError: the answer is no, or nobody is there to give one.
+    """
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise ended.__context__ from None
+        agreed = False  # the end of the input
+    if not agreed:
+        raise UsageError("nothing was deleted: say --yes, or answer the question")
+
+
+def check_complete(removed: Mapping[str, Json], *, what: str) -> None:
+    """
+    Raises:
+        Unavailable: a deletion has not removed everything.
+    """
+    if not removed["complete"]:
+        raise Unavailable(f"{what} is deleted, but a part of the service was away: the sweeper removes the rest")
 
 
 def put_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

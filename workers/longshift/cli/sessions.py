@@ -14,10 +14,10 @@ import typer
 
 from longshift.cli.exits import EPILOG
 from longshift.cli.local import ask
-from longshift.cli.output import progress, put_bytes, put_facts, put_json, put_table, say
+from longshift.cli.output import check_complete, confirm, progress, put_bytes, put_facts, put_json, put_table, say
 from longshift.cli.show import AsJson, put_session
-from longshift.client import Client, DeletedInfo, MovedInfo, SessionInfo
-from longshift.errors import InvalidInput, UsageError
+from longshift.client import Client, MovedInfo, SessionInfo
+from longshift.errors import InvalidInput
 from longshift.model import Json
 
 app = typer.Typer(name="sessions", help="Look after sessions: archive, restore, export, delete.", no_args_is_help=True)
@@ -102,20 +102,16 @@ def delete(
 ) -> None:
     """Delete a session with all that it has, in all tiers, for good; says how much that was. Needs a key with the scope
     admin."""
-    if not yes and not typer.confirm(f"Delete {id_} with all that it has?", err=True):
-        raise UsageError("nothing was deleted: say --yes, or answer the question")
+    if not yes:
+        confirm(f"Delete {id_} with all that it has?")
     removed = ask(lambda client: client.delete_session(id_))
     if json:
         put_json(removed)
-        return
-    put_removed(removed)
-    say(f"{id_} is deleted")
-
-
-def put_removed(removed: DeletedInfo) -> None:
-    put_facts({name: value for name, value in removed.items() if name not in ("session_id", "complete") and value})
-    if not removed["complete"]:
-        say("a part of the service was away: the rest is removed when it is back", style="yellow")
+    else:
+        put_facts({name: value for name, value in removed.items() if name not in ("session_id", "complete") and value})
+    check_complete(removed, what=id_)
+    if not json:
+        say(f"{id_} is deleted")
 
 
 def _put_moved(moved: MovedInfo, what: str, *, json: bool) -> None:

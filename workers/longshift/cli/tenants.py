@@ -12,9 +12,8 @@ import typer
 
 from longshift.cli import local
 from longshift.cli.exits import EPILOG
-from longshift.cli.output import progress, put_facts, put_json, put_table, say
+from longshift.cli.output import check_complete, confirm, progress, put_facts, put_json, put_table, say
 from longshift.cli.show import AsJson
-from longshift.errors import UsageError
 from longshift.model import Prefix, show_id
 
 if TYPE_CHECKING:  # slow to import, and most commands do without them
@@ -54,19 +53,21 @@ def delete(
     Its keys are refused first. May be repeated if it was interrupted. With open turns it exits with 6, unless they are to be
     cancelled.
     """
-    if not yes and not typer.confirm(f"Delete the tenant {name!r} with all that it has?", err=True):
-        raise UsageError("nothing was deleted: say --yes, or answer the question")
+    if not yes:
+        confirm(f"Delete the tenant {name!r} with all that it has?")
 
     async def deleting(removal: Removal) -> Removed:
         with progress(f"deleting {name}") as tell:
             return await removal.delete(name, cancel=cancel, told=lambda sessions: tell(f"deleting {name}", sessions))
 
-    removed = _with_tiers(deleting)
+    removed = asdict(_with_tiers(deleting))
     if json:
-        put_json({"tenant": name, **asdict(removed)})
-        return
-    put_facts({key: value for key, value in asdict(removed).items() if value and key != "complete"})
-    say(f"the tenant {name!r} is deleted")
+        put_json({"tenant": name, **removed})
+    else:
+        put_facts({key: value for key, value in removed.items() if value and key != "complete"})
+    check_complete(removed, what=f"the tenant {name!r}")
+    if not json:
+        say(f"the tenant {name!r} is deleted")
 
 
 def _with_tiers(question: Callable[[Removal], Awaitable[T]]) -> T:

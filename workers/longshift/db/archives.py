@@ -30,14 +30,16 @@ from longshift.segments import StoredEvent
 FIND = text("""
 SELECT tenant_id, through_seq, event_id, manifest_id, context_id, events, bytes FROM archives WHERE session_id = :session""")
 
-# one statement, so that where the archive ends and what follows it are of one moment
+# one statement, so that where the archive ends and what follows it are of one moment; lengths are known without the payloads
 READ = text("""
 SELECT s.archived_through, e.* FROM sessions s LEFT JOIN LATERAL (
-    SELECT session_id, seq, id, epoch, turn_id, kind, key, schema_version, payload, created_at FROM events
-     WHERE session_id = s.id AND seq > greatest(:after, s.archived_through)
-       AND (CAST(:turns AS uuid[]) IS NULL OR turn_id = ANY(CAST(:turns AS uuid[])))
-       AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
-     ORDER BY seq LIMIT :limit) e ON true
+    SELECT *, sum(octet_length(CAST(payload AS text))) OVER (ORDER BY seq) - octet_length(CAST(payload AS text)) AS before,
+           count(*) OVER () AS found
+      FROM (SELECT session_id, seq, id, epoch, turn_id, kind, key, schema_version, payload, created_at FROM events
+             WHERE session_id = s.id AND seq > greatest(:after, s.archived_through)
+               AND (CAST(:turns AS uuid[]) IS NULL OR turn_id = ANY(CAST(:turns AS uuid[])))
+               AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
+             ORDER BY seq LIMIT :limit) p) e ON e.before < :bytes
  WHERE s.id = :session AND s.deleted_at IS NULL ORDER BY e.seq""")
 STORED = text("""
 SELECT seq, id, epoch, turn_id, kind, key, schema_version, created_at, CAST(payload AS text) AS payload FROM events
@@ -127,6 +129,14 @@ class Head:
         return mine == (other.archived_through, other.archived_event_id, other.last_seq, other.last_event_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events in order. ``cut``: there are more, of those that were asked for, but so many bytes are enough at a time."""
+
+    events: list[Event]
+    cut: bool = False
+
+
 async def find(db: Database, session_id: UUID) -> ArchiveRecord | None:
     rows = await db.fetch(FIND, {"session": session_id})
     if not rows:
@@ -140,20 +150,23 @@ async def read(
     *,
     after: int,
     limit: int,
+    most_bytes: int,
     turn_ids: Collection[UUID] | None = None,
     kinds: Collection[str] | None = None,
-) -> tuple[int, list[Event]]:
-    """How far the log is archived, and at most ``limit`` events behind ``after`` and behind that; of a deleted session
-    nothing, whatever is left of it."""
+) -> tuple[int, Page]:
+    """How far the log is archived, and the events behind ``after`` and behind that: at most ``limit``, and none that begins
+    behind ``most_bytes`` of payloads; of a deleted session nothing, whatever is left of it."""
     params = {
         "session": session_id,
         "after": after,
         "limit": limit,
+        "bytes": most_bytes,
         "turns": list(turn_ids) if turn_ids is not None else None,
         "kinds": [str(kind) for kind in kinds] if kinds is not None else None,
     }
     rows = await db.fetch(READ, params)
-    return (rows[0].archived_through if rows else 0), [event_of(row) for row in rows if row.seq is not None]
+    events = [event_of(row) for row in rows if row.seq is not None]
+    return (rows[0].archived_through if rows else 0), Page(events, cut=bool(events) and rows[0].found > len(events))
 
 
 async def stored(db: Database, session_id: UUID, *, after: int, through: int, limit: int) -> list[StoredEvent]:

@@ -16,11 +16,13 @@ from longshift.errors import Unavailable
 _LOCK = 0x10A6_5817  # any fixed number: replicas that start together migrate one after the other
 
 
-def upgrade(url: str) -> str:
-    """Migrate the database at ``url`` to the newest revision and return its name; safe to call from many processes.
+def upgrade(url: str, *, to: str | None = None) -> str:
+    """Migrate the database at ``url`` to the revision ``to`` (None: the newest) and return its name; safe to call from many
+    processes.
 
     Raises:
         Unavailable: Postgres does not answer.
+        InUse: processes run that would not understand the new schema; nothing has changed.
     """
     engine = create_engine(driver_url(url))
     try:
@@ -28,8 +30,8 @@ def upgrade(url: str) -> str:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             config = _config()
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            return head()
+            command.upgrade(config, to or "head")
+            return to or head()
     except OperationalError as error:
         raise Unavailable(f"Postgres does not answer at LONGSHIFT_DATABASE_URL: {reason(error)}") from None
     finally:

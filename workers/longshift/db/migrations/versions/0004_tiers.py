@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from longshift.errors import InUse
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -14,7 +16,18 @@ MOMENT = sa.DateTime(timezone=True)
 NOW = sa.text("clock_timestamp()")
 
 
+# its processes do not know that events may be archived and values be elsewhere: they would read a part for the whole
+OLD_WORKERS = sa.text("""
+SELECT count(*) FROM workers WHERE dead_at IS NULL AND heartbeat_at > clock_timestamp() - interval '15 seconds'""")
+
+
 def upgrade() -> None:
+    alive = op.get_bind().execute(OLD_WORKERS).scalar_one()
+    if alive:
+        raise InUse(
+            f"{alive} workers of the version before are running, and nothing was migrated: stop all workers and API "
+            "processes, wait 15 s, run `longshift migrate` again, then start the new ones"
+        )
     _sessions()
     _turns()
     _blobs()
