@@ -176,7 +176,15 @@ class Worker:
         self._threads = [ThreadPoolExecutor(config.threads, thread_name_prefix=name) for name in POOLS]
         cold = Cold(self._db, self._store)
         archive = Archive(self._db, cold)
-        outside = Outside(
+        self._runner = Runner(self._outside(cold, archive), self._agents, queues=config.queues)
+        self._heartbeat = self._beating(url)
+        self._worker_id = self._heartbeat.worker_id
+        self._build_leading(cold, archive)
+
+    def _outside(self, cold: Cold, archive: Archive) -> Outside:
+        """What all turns share."""
+        config = self._config
+        return Outside(
             db=self._db,
             journal=self._journal,
             notices=self._notices,
@@ -204,8 +212,10 @@ class Worker:
                 checkpoint_events=config.checkpoint_events,
             ),
         )
-        self._runner = Runner(outside, self._agents, queues=config.queues)
-        self._heartbeat = heartbeat = Heartbeat(
+
+    def _beating(self, url: str) -> Heartbeat:
+        config = self._config
+        return Heartbeat(
             Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
             config=config,
             member=Member(
@@ -220,14 +230,19 @@ class Worker:
             on_reborn=self._reborn,
             on_silence=self._journal.suspect,
         )
-        self._worker_id = heartbeat.worker_id
-        self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=lambda: heartbeat.leader, config=config)
-        self._collector = Collector(
-            cold, leads=lambda: heartbeat.leader, keep_uploads=config.keep_uploads, metrics=self.metrics
-        )
-        self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=self._clock)
+
+    def _build_leading(self, cold: Cold, archive: Archive) -> None:
+        """The services of which one worker of the fleet is active."""
+        config, clock, heartbeat = self._config, self._clock, self._heartbeat
+
+        def leads() -> bool:
+            return heartbeat.leader
+
+        self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=leads, config=config)
+        self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=clock)
+        self._collector = Collector(cold, leads=leads, keep_uploads=config.keep_uploads, metrics=self.metrics)
         lifecycle = Lifecycle(self._db, cold, archive, self._hot.contexts)
-        self._aging = Aging(self._db, lifecycle, leads=lambda: heartbeat.leader, config=config, clock=self._clock)
+        self._aging = Aging(self._db, lifecycle, leads=leads, config=config, clock=clock)
 
     def _serve(self, **services: Coroutine[Any, Any, None]) -> None:
         for name, service in services.items():
