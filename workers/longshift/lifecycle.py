@@ -262,12 +262,12 @@ class Lifecycle:
             LongshiftError: it cannot be done now.
         """
         await deletions.postpone(self._db, session_id, again=AGAIN)
-        await self._purge(session_id, tenant_id=tenant_id, epoch=epoch)
+        if not (await self._purge(session_id, tenant_id=tenant_id, epoch=epoch)).complete:
+            raise LongshiftError("the copy of its context cannot be removed while Redis is away")
         await deletions.purged(self._db, session_id)
 
     async def _purge(self, session_id: UUID, *, tenant_id: UUID, epoch: int) -> Deleted:
-        if self._contexts is not None:
-            await self._contexts.bury((tenant_id, session_id), epoch=epoch)
+        forgotten = self._contexts is None or await self._contexts.bury((tenant_id, session_id), epoch=epoch)
         rows = await deletions.purge(self._db, session_id, limit=PIECE)
         dropped = await self._cold.drop(tenant_id=tenant_id, session_ids=[session_id])
         return Deleted(
@@ -280,6 +280,7 @@ class Lifecycle:
             artifacts=dropped.artifacts,
             blobs=dropped.blobs,
             bytes=dropped.bytes,
+            complete=forgotten,
         )
 
 

@@ -20,8 +20,9 @@ from longshift.cold import Cold
 from longshift.context import Tiers as ContextTiers
 from longshift.context import restore
 from longshift.db import aging, archives, checkpoints, files, log, views
-from longshift.errors import ArtifactCorrupt, InUse, NotFound, StoreUnavailable, Unavailable
+from longshift.errors import ArtifactCorrupt, InUse, LongshiftError, NotFound, StoreUnavailable, Unavailable
 from longshift.events import Event, Kind, fold
+from longshift.hot import Hot
 from longshift.hot.copies import Copy
 from longshift.lifecycle import Lifecycle
 from longshift.model import Kept, new_id
@@ -461,3 +462,21 @@ async def test_of_two_who_archive_the_slower_one_takes_nothing_back(tiers: Tiers
 
     assert [e.seq for e in await tiers.events(session)] == list(range(1, 11))
     assert (await tiers.stage.row(session))["archived_through"] == 10
+
+
+async def test_a_deletion_is_complete_only_when_redis_has_forgotten_the_session(tiers: Tiers) -> None:
+    session = await tiers.used()
+    hot = Hot("redis://127.0.0.1:1")  # nobody answers
+    try:
+        away = Lifecycle(tiers.stage.db, tiers.cold, tiers.archive, hot.contexts)
+        deleted = await away.delete(session)
+        epoch = (await tiers.stage.row(session))["lease_epoch"]
+        with pytest.raises(LongshiftError):
+            await away.finish_deletion(session, tenant_id=tiers.stage.tenant, epoch=epoch)
+    finally:
+        await hot.close()
+
+    assert not deleted.complete
+    assert (await tiers.stage.row(session))["purge_at"] is not None
+    await tiers.lifecycle.finish_deletion(session, tenant_id=tiers.stage.tenant, epoch=epoch)
+    assert (await tiers.stage.row(session))["purge_at"] is None
