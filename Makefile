@@ -24,7 +24,7 @@ demo: $(STAMP) ## run a batch of research tasks on a local stack, killing a work
 
 .PHONY: test
 test: $(STAMP) ## run the tests, three files at a time; ARGS="-k word" is passed to pytest
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## check style, bans and the import rule
