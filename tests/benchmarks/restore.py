@@ -165,7 +165,7 @@ def _talk(site: Site, *, turns: int) -> tuple[Session, int]:
                 if is_due(fold):
                     text = json.dumps({"history": fold.context.history, "state": fold.context.state})
                     kept = [*kept[1 - KEEP :], (fold.context.seq, fold.context.event_id, text)]
-                    fold.kept = Kept(fold.context.seq, len(text))
+                    fold.kept = Kept(fold.context.seq)
                 turn = new_id()
                 for kind, payload in _turn(fold.context):
                     seq, event_id, text = fold.context.seq + 1, new_id(), json.dumps(payload)

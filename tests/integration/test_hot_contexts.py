@@ -46,7 +46,7 @@ async def seq_of(hot: Hot, key: Key) -> int | None:
 
 
 async def test_what_is_read_is_what_was_written(hot: Hot) -> None:
-    key, written, kept = new_key(), context(7, said="grüß dich 🙂"), Kept(5, 1000, 12)
+    key, written, kept = new_key(), context(7, said="grüß dich 🙂"), Kept(5, 12)
 
     assert await hot.contexts.store(key, written, epoch=3, kept=kept)
 
@@ -227,7 +227,7 @@ async def _follow(url: str, plan: list[Wish]) -> None:
 
 async def test_no_byte_of_a_copy_can_change_unnoticed(hot: Hot, redis_url: str) -> None:
     key = new_key()
-    await hot.contexts.store(key, context(1234, said="x" * 300), epoch=77, kept=Kept(5, 1000, 12))
+    await hot.contexts.store(key, context(1234, said="x" * 300), epoch=77, kept=Kept(5, 12))
     random = Random(3)
     with redis.Redis.from_url(redis_url) as client:
         right = client.get(key_name(key))

@@ -141,8 +141,8 @@ async def keep(db: Database, claim: Claim, fold: Fold, *, every: int = EVENTS) -
     """Write a checkpoint if it is due; whether it was."""
     if not is_due(fold, every=every):
         return False
-    size = await checkpoints.save(db, claim, fold.context)
-    fold.kept = Kept(fold.context.seq, size)
+    await checkpoints.save(db, claim, fold.context)
+    fold.kept = Kept(fold.context.seq)
     return True
 
 
@@ -195,14 +195,14 @@ class Wanted:
 async def _rebuilt(db: Database, wanted: Wanted, tiers: Tiers) -> Restored:
     """From Postgres, and the archive if the log begins there."""
     ground = await checkpoints.ground(db, wanted.session_id, through=wanted.through)
-    fold, tier = Fold(ground.context, Kept(ground.context.seq, ground.size)), Tier.WARM
+    fold, tier = Fold(ground.context, Kept(ground.context.seq)), Tier.WARM
     if ground.archived_through > ground.context.seq:
         archived = await tiers.archive.context(wanted.session_id) if tiers.archive is not None else None
         if archived is None or archived.seq > wanted.through:
             raise NotFound(
                 f"the log of session {wanted.session_id.hex} is archived: event {wanted.through} is not here"
             )
-        fold, tier = Fold(archived, Kept(-1, 0, archived.size)), Tier.COLD
+        fold, tier = Fold(archived, Kept(-1, archived.size)), Tier.COLD
     rows = await _extend(db, wanted, fold)
     wanted.check(fold.context)
     return Restored(fold, tier, rows)

@@ -47,7 +47,7 @@ class Fold:
         if payload is not None and kind in FOLDED:
             include(self.context, kind, json.loads(payload), turn_id=turn_id)
             kept = self.kept
-            self.kept = Kept(kept.seq, kept.size, kept.fresh + len(payload))
+            self.kept = Kept(kept.seq, kept.fresh + len(payload))
         self.context.seq, self.context.event_id = seq, event_id
 
 

@@ -208,9 +208,8 @@ class Lifecycle:
         async with self._unchanged(session_id, found):
             manifest = await self._archive.manifest(session_id, found)
             await archives.begin_restore(self._db, session_id)
-            for segment in reversed(
-                manifest.segments
-            ):  # the newest first: what is there if this stops has no gap behind it
+            # the newest first: what is there if this stops has no gap behind it
+            for segment in reversed(manifest.segments):
                 lines = await self._archive.lines(segment, tenant_id=seen.tenant_id)
                 for piece in reversed(list(chunks(lines, size=PIECE))):
                     events = [segments.stored(line) for line in piece]

@@ -344,7 +344,6 @@ class Kept:
     so that whoever continues it knows when the next one is due."""
 
     seq: int = 0  # 0: there is none; -1: there is none, and the log begins in an archive
-    size: int = 0  # characters of its text
     fresh: int = 0  # characters of what was folded in since
 
 

@@ -362,7 +362,7 @@ async def test_no_checkpoint_stays_that_archived_events_would_have_to_follow(tie
 
     await tiers.lifecycle.archive(session)
 
-    assert (await checkpoints.ground(tiers.stage.db, session, through=2)).size == 0
+    assert (await checkpoints.ground(tiers.stage.db, session, through=2)).context.seq == 0
     session, _ = await tiers.stage.submit(session)
     won = await tiers.stage.claim(session)
     await checkpoints.save(tiers.stage.db, won.claim, fold(await tiers.events(session)))

@@ -86,7 +86,7 @@ class Scene:
 
     async def copied(self, context: Context, *, epoch: int | None = None) -> None:
         epoch = epoch if epoch is not None else self.claim.epoch
-        assert await self.hot.contexts.store(self.key, context, epoch=epoch, kept=Kept(3, 100, 7))
+        assert await self.hot.contexts.store(self.key, context, epoch=epoch, kept=Kept(3, 7))
 
     async def restored(self, *, verify: float = 0, known: bool = True, **more: Any) -> Restored:
         tiers = Tiers(contexts=self.hot.contexts, metrics=self.metrics, verify=verify, **more)
@@ -286,7 +286,7 @@ async def test_a_tail_is_read_without_what_no_context_shows(scene: Scene) -> Non
 
 async def test_checkpoints_come_by_their_number_and_the_bookkeeping_survives_redis(scene: Scene) -> None:
     """Short events: by bytes none would be due."""
-    half = Fold(scene.fold(15), Kept(0, 0, 100))
+    half = Fold(scene.fold(15), Kept(0, 100))
     assert not await keep(scene.stage.db, scene.claim, half, every=16)
     assert await keep(scene.stage.db, scene.claim, half, every=15)
     assert half.kept.seq == 15
@@ -295,7 +295,7 @@ async def test_checkpoints_come_by_their_number_and_the_bookkeeping_survives_red
     restored = await scene.restored()
 
     assert restored.tier is Tier.HOT
-    assert (restored.fold.kept.seq, restored.fold.kept.size) == (15, half.kept.size)
+    assert restored.fold.kept.seq == 15
     shown = [event for event in scene.log[15:] if event.kind != Kind.STEP_COMPLETED]
     assert restored.fold.kept.fresh == sum(len(json.dumps(event.payload)) for event in shown)
     assert not await keep(scene.stage.db, scene.claim, restored.fold, every=16)

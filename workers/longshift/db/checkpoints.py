@@ -20,7 +20,7 @@ _SHOWN = "kind IN ({})".format(", ".join(f"'{kind.value}'" for kind in sorted(FO
 
 NEWEST = text("""
 SELECT (SELECT archived_through FROM sessions WHERE id = :session) AS archived_through,
-       c.seq, c.event_id, c.context, char_length(CAST(c.context AS text)) AS size
+       c.seq, c.event_id, c.context
   FROM (SELECT 1) AS one
   LEFT JOIN LATERAL (SELECT * FROM checkpoints WHERE session_id = :session AND seq <= :through
                       ORDER BY seq DESC LIMIT 1) c ON true""")
@@ -48,12 +48,11 @@ class Ground:
     """What a restore begins with.
 
     Attributes:
-        context, size: the newest checkpoint and the characters of its text; an empty context: there is none.
+        context: the newest checkpoint; an empty one: there is none.
         archived_through: events up to there are in the cold tier.
     """
 
     context: Context
-    size: int
     archived_through: int
 
 
@@ -72,7 +71,7 @@ async def ground(db: Database, session_id: UUID, *, through: int) -> Ground:
     """The newest checkpoint at or before seq ``through``."""
     [row] = await db.fetch(NEWEST, {"session": session_id, "through": through})
     context = Context() if row.seq is None else _context(row)
-    return Ground(context, row.size or 0, row.archived_through or 0)
+    return Ground(context, row.archived_through or 0)
 
 
 async def tail(db: Database, session_id: UUID, *, first: int, through: int) -> AsyncIterator[Sequence[Shown]]:
@@ -92,9 +91,8 @@ async def archived(db: Database, session_id: UUID) -> tuple[int, UUID | None]:
     return (rows[0].archived_through, rows[0].archived_event_id) if rows else (0, None)
 
 
-async def save(db: Database, claim: Claim, context: Context) -> int:
-    """Keep ``context``, if the lease still stands; older checkpoints beyond two are removed. The characters of its text."""
-    whole = _whole(context)
+async def save(db: Database, claim: Claim, context: Context) -> None:
+    """Keep ``context``, if the lease still stands; older checkpoints beyond two are removed."""
     await db.execute(
         SAVE,
         {
@@ -103,10 +101,9 @@ async def save(db: Database, claim: Claim, context: Context) -> int:
             "worker": claim.worker_id,
             "seq": context.seq,
             "event": context.event_id,
-            "context": whole,
+            "context": _whole(context),
         },
     )
-    return len(whole)
 
 
 def _context(row: Row[Any]) -> Context:

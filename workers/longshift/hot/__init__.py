@@ -14,7 +14,6 @@ The line of a copy, its parts separated by one space:
     event id      32 hex      of that event: (seq, event id) name one history
     digest        32 hex      BLAKE2b of everything else
     checkpoint    digits      seq of the session's newest checkpoint; 0: it has none; -1: none, and its log begins in an archive
-    size          digits      characters of that checkpoint
     fresh         digits      characters of what was folded in since
 
 Only ``COMPARE_AND_SET`` (contexts.py) writes such a key: a copy moves forward within one epoch and yields to a newer one. A

@@ -18,7 +18,7 @@ PLACE = 19 + 1 + 19 + 1 + 32
 """Bytes of epoch, seq and event id at the beginning of a copy."""
 BURIED = 9_999_999_999_999_999_999
 """The seq of what stands where a session was deleted: nothing of its epoch, or of an older one, comes after it."""
-_LINE = re.compile(rb"(\d{19}) (\d{19}) ([0-9a-f]{32}) ([0-9a-f]{32}) (-1|\d{1,19}) (\d{1,19}) (\d{1,19})")
+_LINE = re.compile(rb"(\d{19}) (\d{19}) ([0-9a-f]{32}) ([0-9a-f]{32}) (-1|\d{1,19}) (\d{1,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def write_buried(*, epoch: int) -> bytes:
 
 
 def _sealed(place: bytes, kept: Kept, text: bytes) -> bytes:
-    rest = f"{kept.seq} {kept.size} {kept.fresh}\n".encode() + text
+    rest = f"{kept.seq} {kept.fresh}\n".encode() + text
     return b" ".join((place, _digest(place, rest), rest))
 
 
