@@ -160,7 +160,8 @@ def test_a_plain_agent_in_its_thread_is_refused_as_well() -> None:
     result = run(plain, 1, pause_at="after step.completed count")
     assert result.output == 3
     assert result.refused == ("step.completed count#2",)
-    assert [type(error) for error in caught] == [TurnEvicted]  # its thread is let go before the answer reaches it
+    [error] = caught  # its thread is let go, or the answer reaches it: whichever is first, it goes no further
+    assert type(error) in (TurnEvicted, LeaseLost)
 
 
 def test_branches_of_a_stopped_worker_stand_still_too() -> None:
