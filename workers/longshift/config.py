@@ -108,7 +108,23 @@ class Config(BaseSettings):
         None,
         description="module:function that makes vectors of texts for recall, in the workers; unset: full text only",
     )
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="where a worker serves its metrics; unset: not")
+
+    # operation
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="where a process serves its health and its metrics; unset: not"
+    )
+    stuck_after: Seconds = Field(
+        timedelta(seconds=30),
+        ge=timedelta(seconds=1),
+        description="a worker with free slots that takes none of the work that is ready for so long is stuck",
+    )
+    traces: Literal["off", "otlp"] = Field(
+        "off", description="otlp: send traces to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names"
+    )
+    pod_name: str | None = Field(
+        None, description="name of the pod of a worker, which then keeps its deletion cost; unset: it does not"
+    )
+    pod_namespace: str | None = Field(None, description="namespace of that pod")
 
     # group commit
     batch_rows: int = Field(500, ge=1, description="rows of one append statement")

@@ -19,6 +19,7 @@ has started. Everybody else writes mail (``turns`` that never started, ``mail``)
                     garbage
     supervisor      workers (dead_at, crashed: of a process that it saw end), sessions (rescue)
     worker          workers (its own row), agents
+    operator        workers (drain_asked_at), by the command line
 
 Lock order everywhere: idempotency row, session rows by id, turns, the rest. ``events`` has no foreign keys, and epochs come
 from one global sequence, so that deleting and re-creating a client-chosen session id never repeats one. ``input``,
@@ -500,6 +501,14 @@ workers = Table(
         server_default="false",
         comment="its parent saw it end; else it was silent, perhaps with its whole machine",
     ),
+    Column("version", Text, comment="of its software; NULL: older than this column"),
+    Column("revision", Text, comment="newest revision of this schema that its software knows"),
+    Column(
+        "serves", JSONB, nullable=False, server_default=text("'[]'::jsonb"), comment="agents: [[name, version], ...]"
+    ),
+    Column("condition", Text, comment="what it says of itself: ok, unready or stuck; NULL: nothing yet"),
+    Column("complaint", Text, comment="why it is not ok"),
+    Column("drain_asked_at", Moment, comment="an operator wants it to drain and end; its next heartbeat tells it"),
     Index("ix_workers_process", "process"),
     Index("ix_workers_live", "heartbeat_at", postgresql_where=text("dead_at IS NULL")),
     postgresql_with={"fillfactor": "50"},
@@ -516,6 +525,14 @@ agents = Table(
     Column("output_schema", JSONB, nullable=False),
     Column("registered_at", Moment, nullable=False, server_default=NOW),
     PrimaryKeyConstraint("name", "version"),
+)
+
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, comment="1: there is one row"),
+    Column("oldest", Text, nullable=False, comment="oldest revision whose software understands this schema"),
+    CheckConstraint("id = 1", name="one_row"),
 )
 
 __all__ = ["metadata"]
