@@ -30,7 +30,7 @@ from longshift.cold import Cold
 from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
-from longshift.db import leases
+from longshift.db import leases, revision
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
 from longshift.embedding import load_embedder
@@ -52,6 +52,7 @@ from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
 from longshift.underway import UnderWay
+from longshift.version import version
 from longshift.warden import Warden
 
 logger = logging.getLogger(__name__)
@@ -92,16 +93,18 @@ class Worker:
         *,
         clock: Clock = SYSTEM,
         on_failure: Callable[[], None] = lambda: None,
+        on_drain: Callable[[], None] = lambda: None,
         isolated: bool = False,
         journal: Callable[..., Journal] = Journal,
         ledger: Callable[..., Ledger] = Ledger,
     ) -> None:
-        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced.
+        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced. ``on_drain``, in
+        the event loop, if an operator asks the worker to drain and end, as by SIGTERM.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
         """
         self._isolated = isolated
-        self._on_failure, self._make_journal, self._make_ledger = on_failure, journal, ledger
+        self._on_failure, self._on_drain, self._make_journal, self._make_ledger = on_failure, on_drain, journal, ledger
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -216,7 +219,12 @@ class Worker:
     def _beating(self, url: str) -> Heartbeat:
         config = self._config
         return Heartbeat(
-            Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
+            Liveness(
+                url,
+                connect_timeout=config.connect_timeout,
+                silence=config.lease_ttl,
+                stuck_after=config.stuck_after,
+            ),
             config=config,
             member=Member(
                 host=socket.gethostname(),
@@ -225,10 +233,14 @@ class Worker:
                 capacity=config.capacity,
                 process=config.process or new_id(),
                 isolated=self._isolated,
+                version=version(),
+                revision=revision.newest(),
+                serves=[(each.name, each.version) for each in self._agents],
             ),
             clock=self._clock,
             on_reborn=self._reborn,
             on_silence=self._journal.suspect,
+            on_drain=self._on_drain,
         )
 
     def _build_leading(self, cold: Cold, archive: Archive) -> None:
