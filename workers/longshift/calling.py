@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 from longshift.contract import Verdict
 from longshift.errors import ControlFlow, Diverged, NotDone, TurnEvicted
 from longshift.events import Kind, encode
+from longshift.metrics.turns import REPLAYED
 from longshift.model import CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, parse_id
 from longshift.offload import Laid
 from longshift.place import running_step, step_place
 from longshift.recording import Records, Try, text_of
 from longshift.steps import StepDefinition
 from longshift.tooling import Absent, Done, Making, ToolSpec, Unknown, canonical, making
-from longshift.turn_metrics import REPLAYED
 from longshift.watch import Watch
 
 if TYPE_CHECKING:

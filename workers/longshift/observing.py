@@ -18,11 +18,12 @@ from typing import Self
 from longshift import telemetry
 from longshift.clock import SYSTEM, Clock
 from longshift.errors import StepFailed
-from longshift.model import Claim, Effect, Json, Prefix, TurnRecord, TurnStatus, show_id
+from longshift.metrics import Metrics, TurnMetrics
+from longshift.metrics.turns import AttemptOutcome, StepOutcome
+from longshift.model import Claim, Effect, Prefix, TurnRecord, TurnStatus, show_id
 from longshift.steps import StepDefinition
 from longshift.tooling import ToolSpec
 from longshift.tracing import NO_SPAN, NOTHING, OFF, Attributes, Kind, Span, Traces, names
-from longshift.turn_metrics import AttemptOutcome, StepOutcome, TurnMetrics
 
 
 class Seen:
@@ -88,11 +89,9 @@ class Observer:
 class Observers:
     """Makes the observers of one worker."""
 
-    def __init__(
-        self, traces: Traces = OFF, metrics: TurnMetrics | None = None, *, clock: Clock = SYSTEM
-    ) -> None:
+    def __init__(self, traces: Traces = OFF, metrics: TurnMetrics | None = None, *, clock: Clock = SYSTEM) -> None:
         self.traces, self.clock = traces, clock
-        self.metrics = metrics or TurnMetrics()
+        self.metrics = metrics or TurnMetrics(Metrics())
 
     def attempt(self, record: TurnRecord, claim: Claim | None = None, *, woken_at: float | None = None) -> TurnObserver:
         """Of the next attempt at ``record``, under ``claim``; ``woken_at``: when it became known here that there is work
@@ -103,7 +102,9 @@ class Observers:
 class TurnObserver(Observer):
     """Of a turn on a worker."""
 
-    def __init__(self, observers: Observers, record: TurnRecord, claim: Claim | None, *, woken_at: float | None) -> None:
+    def __init__(
+        self, observers: Observers, record: TurnRecord, claim: Claim | None, *, woken_at: float | None
+    ) -> None:
         self.metrics = observers.metrics
         self.traces = observers.traces
         self.monotonic = observers.clock.monotonic

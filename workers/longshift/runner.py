@@ -69,9 +69,7 @@ class Idle:
 class Run:
     """One session on this worker: its lease, and whichever of its turns is running."""
 
-    def __init__(
-        self, lease: Lease, *, claimed_at: float, crashes: int = 0, woken_at: float | None = None
-    ) -> None:
+    def __init__(self, lease: Lease, *, claimed_at: float, crashes: int = 0, woken_at: float | None = None) -> None:
         """
         Args:
             claimed_at: monotonic, as ``woken_at``.

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TextIO
 from uuid import UUID
 
@@ -35,7 +36,7 @@ _QUIET = ("alembic", "botocore", "httpcore", "httpx", "httpx2", "mcp", "uvicorn"
 _IDS = {f"{name.lower()}_id": prefix for name, prefix in Prefix.__members__.items()}
 _BARE_ID = re.compile(r"[0-9a-f]{32}\Z")
 Fields = Mapping[str, Json]
-_about: ContextVar[Fields] = ContextVar("longshift_about", default={})
+_about: ContextVar[Fields] = ContextVar("longshift_about", default=MappingProxyType({}))
 
 
 def setup(*, level: str = "INFO", stream: TextIO | None = None) -> None:

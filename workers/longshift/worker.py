@@ -47,10 +47,12 @@ from longshift.mailroom import Mailroom
 from longshift.metrics import Server, WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
+from longshift.observing import Observers
 from longshift.port import Outside
 from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
+from longshift.tracing import OFF, Traces
 from longshift.underway import UnderWay
 from longshift.version import version
 from longshift.warden import Warden
@@ -81,6 +83,7 @@ class Wish:
 
     sessions: list[UUID]
     tried: asyncio.Future[None]
+    at: float  # monotonic
 
 
 class Worker:
@@ -97,14 +100,18 @@ class Worker:
         isolated: bool = False,
         journal: Callable[..., Journal] = Journal,
         ledger: Callable[..., Ledger] = Ledger,
+        traces: Traces = OFF,
     ) -> None:
         """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced. ``on_drain``, in
         the event loop, if an operator asks the worker to drain and end, as by SIGTERM.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
+
+        ``traces``: where spans go; closed by ``stop``.
         """
         self._isolated = isolated
         self._on_failure, self._on_drain, self._make_journal, self._make_ledger = on_failure, on_drain, journal, ledger
+        self._traces = traces
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -208,6 +215,7 @@ class Worker:
             lease_ttl=config.lease_ttl,
             lock_grace=config.lock_grace,
             is_beating=lambda: self._heartbeat.is_heard,
+            observers=Observers(self._traces, self.metrics.turns, clock=self._clock),
             tiers=Tiers(
                 contexts=self._hot.contexts,
                 archive=archive,
@@ -309,6 +317,7 @@ class Worker:
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
         await asyncio.to_thread(self._server.close)
+        await asyncio.to_thread(self._traces.close)
         for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
         await self._store.close()
@@ -321,7 +330,7 @@ class Worker:
         """Try to claim the sessions; waits while there is no free slot, so that others may take the next wake-up."""
         if self._draining or not session_ids:
             return
-        wish = Wish(list(session_ids), asyncio.get_running_loop().create_future())
+        wish = Wish(list(session_ids), asyncio.get_running_loop().create_future(), self._clock.monotonic())
         self._wishes.append(wish)
         self._wished.set()
         await wish.tried
@@ -339,12 +348,12 @@ class Worker:
 
     async def _claim(self, most: int) -> None:
         """Claim together what came together."""
-        sessions: set[UUID] = set()
+        sessions: dict[UUID, float] = {}  # and when this worker was woken for them
         tried: list[Wish] = []
         while self._wishes and len(sessions) < most:
             wish = self._wishes[0]
             while wish.sessions and len(sessions) < most:
-                sessions.add(wish.sessions.pop())
+                sessions.setdefault(wish.sessions.pop(), wish.at)
             if not wish.sessions:
                 tried.append(self._wishes.popleft())
         if not self._wishes:
@@ -352,12 +361,12 @@ class Worker:
         if self._not_for_us:
             now = self._clock.monotonic()
             self._not_for_us = {session: until for session, until in self._not_for_us.items() if until > now}
-            sessions -= self._not_for_us.keys()
+            sessions = {session: at for session, at in sessions.items() if session not in self._not_for_us}
         try:
             async with self._claiming:
                 if not self._draining:
-                    for won in await leases.claim(self._db, sessions, worker_id=self._worker_id):
-                        self._run(won)
+                    for won in await leases.claim(self._db, sessions.keys(), worker_id=self._worker_id):
+                        self._run(won, woken_at=sessions[won.claim.session_id])
         except Unavailable as error:  # the sweeper rings again
             self._journal.suspect(str(error))
         finally:
@@ -402,9 +411,9 @@ class Worker:
         patience: float = SETTLED.total_seconds() * 2 ** min(max(0, run.crashes - 1), LONGEST_PATIENCE)
         return self._clock.monotonic() > run.claimed_at + patience
 
-    def _run(self, won: leases.Won) -> None:
+    def _run(self, won: leases.Won, *, woken_at: float | None = None) -> None:
         lease = Lease(won.claim)
-        run = Run(lease, claimed_at=self._clock.monotonic(), crashes=won.crashes)
+        run = Run(lease, claimed_at=self._clock.monotonic(), crashes=won.crashes, woken_at=woken_at)
         if self._draining:
             run.drain()
         self._journal.hold(lease)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextvars import Token
-from importlib.metadata import version
 from threading import Thread
 from types import TracebackType
 from typing import Final, Self
@@ -24,6 +23,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.model import new_id
 from longshift.tracing.names import ERROR_TYPE
 from longshift.tracing.spans import NOTHING, Attributes, Kind, Span, Traces
+from longshift.version import version
 
 LAST_SPANS = 2.0
 """Seconds that the last spans of a process get to be sent; a collector that is away keeps nobody from ending."""
@@ -82,6 +82,9 @@ class Recorded(Span):
     def set(self, attributes: Attributes) -> None:
         self._span.set_attributes(_said(attributes))
 
+    def link(self, traceparent: str) -> None:
+        self._span.add_link(trace.get_current_span(_below(traceparent)).get_span_context())
+
     def rename(self, name: str) -> None:
         self._span.update_name(name)
 
@@ -99,7 +102,7 @@ class OtelTraces(Traces):
         self._exporter = exporter
         self._provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer("longshift", version("longshift"))
+        self._tracer = self._provider.get_tracer("longshift", version())
         self._complaints = Seldom()
         logging.getLogger(_SENDER).addFilter(self._complaints)
         # it would have a line for each span that finds the queue full, and that takes longer than the span
@@ -161,7 +164,7 @@ def _said(attributes: Attributes) -> dict[str, AttributeValue]:
 
 def _resource(service: str) -> Resource:
     """Who we are; what the environment says of it comes first."""
-    said = Resource.create({"service.instance.id": str(new_id()), "service.version": version("longshift")})
+    said = Resource.create({"service.instance.id": str(new_id()), "service.version": version()})
     if str(said.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
         said = said.merge(Resource({"service.name": service}))
     return said

@@ -49,6 +49,9 @@ class Span:
     def set(self, attributes: Attributes) -> None:
         """Say more of it."""
 
+    def link(self, traceparent: str) -> None:
+        """It has to do with that span, which is not above it."""
+
     def rename(self, name: str) -> None:
         """Give it the name that was not known when it began."""
 
