@@ -30,7 +30,7 @@ from longshift.cold import Cold
 from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
-from longshift.db import leases, revision
+from longshift.db import health, leases, revision
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
 from longshift.embedding import load_embedder
@@ -128,6 +128,7 @@ class Worker:
             ConfigError: a setting is missing or wrong.
         """
         self._build()
+        await health.check_schema(self._db)
         await leases.serve(self._db, self._agents.describe())
         await self._retrieval.prepare()
         await asyncio.to_thread(self._heartbeat.register)
