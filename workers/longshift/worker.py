@@ -44,7 +44,7 @@ from longshift.ledger import Ledger
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
-from longshift.metrics import Metrics
+from longshift.metrics import Server, WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
@@ -115,7 +115,8 @@ class Worker:
         self._freed = asyncio.Event()
         self._claiming = asyncio.Lock()  # held from a claim until what it won is in memory
         self._draining = False
-        self.metrics = Metrics()
+        self.metrics = WorkerMetrics(revision=revision.newest())
+        self._server = Server(self.metrics)
         self._services: list[asyncio.Task[None]] = []
 
     # -- life
@@ -153,7 +154,7 @@ class Worker:
                 warden=self._warden.run(),
             )
             if self._config.metrics_port is not None:
-                self.metrics.serve(self._config.metrics_port, host=self._config.host)
+                self._server.try_listen(self._config.metrics_port, host=self._config.host)
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -308,7 +309,7 @@ class Worker:
         await self._ledger.close()
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
-        await asyncio.to_thread(self.metrics.close)
+        await asyncio.to_thread(self._server.close)
         for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
         await self._store.close()
