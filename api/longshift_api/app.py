@@ -38,12 +38,14 @@ from longshift_api import (
     sessions,
     tool_calls,
     turns,
+    workers,
 )
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
 from longshift_api.schemas import Problem
 from longshift_api.schemas_tools import ApprovalView, ToolCallView
+from longshift_api.schemas_workers import WorkerView
 from longshift_api.sent import BatchLine
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ _FURTHER: Final[list[tuple[type[BaseModel], Literal["validation", "serialization
     (BatchLine, "validation"),
     (ToolCallView, "serialization"),
     (ApprovalView, "serialization"),
+    (WorkerView, "serialization"),
 ]
 
 
@@ -81,7 +84,7 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
+    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, workers, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)
