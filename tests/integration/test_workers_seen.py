@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,12 +14,12 @@ import pytest
 from sqlalchemy import text
 
 from longshift.client import Client
-from longshift.db import workers
+from longshift.db import leases, workers
 from longshift.db.liveness import LEADER
 from longshift.db.revision import newest
 from longshift.model import Prefix, new_id, parse_id, show_id
 from longshift.testing.waiting import wait_until
-from tests.support.api import KEY, Api, Hand
+from tests.support.api import ECHO, KEY, Api, Hand
 from tests.support.local_stack import Said, call_inline
 
 Run = Callable[..., Coroutine[Any, Any, Said]]
@@ -175,7 +176,7 @@ async def test_waiting_for_a_drain_follows_a_worker_that_goes_on_under_a_new_id(
 async def test_another_worker_serves_an_agent_if_it_lives_and_stays(api: Api) -> None:
     me, _ = await worker(api)
 
-    async def served(version: str = "2", queue: str = "default") -> bool:
+    async def served(version: str | None = "2", queue: str = "default") -> bool:
         return await workers.serves(api.db, agent="echo", version=version, queue=queue, but=me)
 
     two = '[["other", "1"], ["echo", "2"]]'
@@ -185,9 +186,41 @@ async def test_another_worker_serves_an_agent_if_it_lives_and_stays(api: Api) ->
     assert not await served()
     other, _ = await worker(api, serves=two)
     assert await served()
+    assert await served(None)
     assert not await served(queue="elsewhere")
     await api.db.execute(
         text("UPDATE workers SET drain_asked_at = clock_timestamp() WHERE id = :id"),
         {"id": parse_id(Prefix.WORKER, other.hex)},
     )
     assert not await served()
+
+
+async def test_of_several_versions_new_turns_get_the_newest_that_is_served(api: Api) -> None:
+    async def newest_version() -> str:
+        return str((await api.client.get("/v1/agents")).json()["data"][-1]["version"])
+
+    await leases.serve(api.db, [replace(ECHO, version="2")])
+    await leases.serve(api.db, [ECHO])  # a worker of the version before is started again
+    assert await newest_version() == "2"
+    await worker(api, serves='[["echo", "1"]]')
+    assert await newest_version() == "1"  # the other one was rolled back
+    await worker(api, serves='[["echo", "2"]]')
+    assert await newest_version() == "2"
+
+
+async def test_the_versions_of_agents_are_listed_with_the_open_turns_that_need_them(api: Api, run: Run) -> None:
+    begun, _ = await api.submit(), await api.submit()
+    await api.submit(run_after="2100-01-01T00:00:00Z", deadline="2101-01-01T00:00:00Z", agent_version="1")
+    hand = Hand(api, begun["session_id"])
+    await hand.take()
+    await hand.start(begun["id"])
+    await worker(api, serves='[["echo", "1"]]')
+    await worker(api, serves='[["echo", "2"]]')
+
+    said = await run("fleet", "versions", "--json")
+    assert [(each["version"], each["turns"], each["workers"]) for each in said.lines] == [
+        (None, 1, 0),
+        ("1", 2, 1),
+        ("2", 0, 1),
+    ]
+    assert "open turns" in (await run("fleet", "versions")).out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -103,6 +104,23 @@ def drain(
         put_json({"drained" if wait else "draining": [show_id(Prefix.WORKER, worker.id) for worker in chosen]})
     else:
         say(f"{len(chosen)} workers {'have ended' if wait else 'drain'}")
+
+
+@app.command(epilog=EPILOG)
+def versions(json: AsJson = False) -> None:
+    """Each version of each agent: who serves it, and how many open turns need it.
+
+    A turn goes on in the version in which it has begun. Workers whose versions no open turn needs may be drained.
+    """
+    from longshift.db import workers
+
+    found = _with_database(workers.versions)
+    if json:
+        for each in found:
+            put_json(asdict(each))
+        return
+    rows = [[each.agent, each.version or "any", str(each.workers), str(each.turns)] for each in found]
+    put_table(["agent", "version", "workers", "open turns"], rows)
 
 
 async def _until_gone(db: Database, chosen: Sequence[WorkerRecord], *, timeout: float | None) -> None:

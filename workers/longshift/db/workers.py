@@ -57,12 +57,30 @@ SELECT count(*) AS workers, coalesce(sum(running), 0) AS turns FROM workers
  WHERE process = ANY(CAST(:processes AS uuid[])) AND dead_at IS NULL
    AND heartbeat_at > clock_timestamp() - CAST(:silent AS interval)""")
 
-_SERVES = "jsonb_build_array(jsonb_build_array(CAST(:agent AS text), CAST(:version AS text)))"
-SERVED = text(f"""
-SELECT EXISTS (SELECT 1 FROM workers w
+SERVED = text("""
+SELECT EXISTS (SELECT 1 FROM workers w, jsonb_array_elements(w.serves) a
                 WHERE w.dead_at IS NULL AND w.draining_since IS NULL AND w.drain_asked_at IS NULL AND NOT w.isolated
                   AND w.heartbeat_at > clock_timestamp() - CAST(:silent AS interval) AND w.id <> :but
-                  AND :queue = ANY(w.queues) AND w.serves @> {_SERVES}) AS served""")
+                  AND :queue = ANY(w.queues)
+                  AND a ->> 0 = :agent AND (CAST(:version AS text) IS NULL OR a ->> 1 = :version)) AS served""")
+
+# Open turns by the partial indexes over them. One that has not started and asked for no version runs in any.
+VERSIONS = text("""
+WITH open AS (
+    SELECT agent, agent_version AS version, count(*) AS turns FROM (
+        SELECT agent, agent_version FROM turns WHERE status IN ('queued', 'running', 'waiting')
+        UNION ALL SELECT agent, agent_version FROM turns WHERE status = 'scheduled') t
+     GROUP BY agent, agent_version),
+alive AS (
+    SELECT a ->> 0 AS agent, a ->> 1 AS version, count(*) AS workers,
+           count(*) FILTER (WHERE w.draining_since IS NULL AND w.drain_asked_at IS NULL) AS staying
+      FROM workers w, jsonb_array_elements(w.serves) a
+     WHERE w.dead_at IS NULL AND NOT w.isolated AND w.heartbeat_at > clock_timestamp() - CAST(:silent AS interval)
+     GROUP BY 1, 2)
+SELECT coalesce(open.agent, alive.agent) AS agent, coalesce(open.version, alive.version) AS version,
+       coalesce(turns, 0) AS turns, coalesce(workers, 0) AS workers, coalesce(staying, 0) AS staying
+  FROM open FULL JOIN alive ON open.agent = alive.agent AND open.version = alive.version
+ ORDER BY 1, 2 NULLS FIRST""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +154,24 @@ class RunningRecord:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """A version of an agent, and who needs it.
+
+    Attributes:
+        version: None: turns that have not started and asked for none.
+        turns: open ones that have begun in it, or asked for it.
+        workers: those that serve it, draining ones included; wards do not count.
+        staying: those of them that do not drain.
+    """
+
+    agent: str
+    version: str | None
+    turns: int
+    workers: int
+    staying: int
+
+
 async def alive(db: Database, *, host: str, age: timedelta = timedelta(seconds=5)) -> set[int]:
     """The process ids of the workers on ``host`` whose last heartbeat is younger than ``age``."""
     return {row.pid for row in await db.fetch(ALIVE, {"host": host, "age": age})}
@@ -189,7 +225,15 @@ async def left(db: Database, processes: Collection[UUID]) -> tuple[int, int]:
     return row.workers, row.turns
 
 
-async def serves(db: Database, *, agent: str, version: str, queue: str, but: UUID) -> bool:
-    """Whether a worker of ``queue`` other than ``but`` lives, is to stay, and has this agent."""
+async def serves(db: Database, *, agent: str, version: str | None, queue: str, but: UUID) -> bool:
+    """Whether a worker of ``queue`` other than ``but`` lives, is to stay, and has this agent (None: in any version)."""
     params = {"agent": agent, "version": version, "queue": queue, "but": but, "silent": SILENT}
     return bool((await db.fetch(SERVED, params))[0].served)
+
+
+async def versions(db: Database) -> list[VersionRecord]:
+    """All versions of agents that a worker serves or an open turn is bound to."""
+    return [
+        VersionRecord(r.agent, r.version, r.turns, r.workers, r.staying)
+        for r in await db.fetch(VERSIONS, {"silent": SILENT})
+    ]
