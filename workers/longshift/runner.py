@@ -23,7 +23,7 @@ from typing import Any
 
 from longshift.agent import Agent, Agents
 from longshift.attempt import Given, Outcome, begun, call, failed, given, left, resumed, stopped, unwind
-from longshift.db import children, leases, log
+from longshift.db import children, leases, log, workers
 from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, StoreUnavailable, Unavailable
 from longshift.execution import Execution
 from longshift.lease import Lease
@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 TIME_SLICE = timedelta(seconds=5)
 """How long a lease is kept from turn to turn of one session before others get their chance."""
 UNKNOWN_AGENT = timedelta(seconds=5)
-"""Pause before a session whose agent this worker does not have is offered to others again."""
+"""Pause before a session whose agent nobody has is offered again to whoever serves its queue."""
+MISDIRECTED = timedelta(seconds=0.5)
+"""The same if others have the agent: as long as two versions are deployed, a wake-up may find the wrong worker."""
 AWAY = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each attempt to restore a context again while Postgres is away; the last repeats."""
 STORE_AWAY = timedelta(seconds=5)
@@ -84,7 +86,8 @@ class Run:
         self.execution: Execution | None = None
         self.draining = False
         self.started = False  # the turn's row says that it runs
-        self.deferred = False  # nobody knows who has its agent; this worker has not
+        self.deferred = False  # this worker does not have the agent
+        self.unserved = False  # and nobody else has it either
         self.idle = Idle()  # how the turn waits that leaves
         self._nudge: asyncio.Future[Stop] | None = None
         self._after_idle: Stop | None = None
@@ -245,13 +248,24 @@ class Runner:
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:
         """This worker does not have the agent: leave the turn to one that has, at once if others serve its queue."""
-        elsewhere = record.queue not in self._queues
-        run.deferred = not elsewhere
-        if not elsewhere:
-            logger.warning(
-                "no such agent here, turn deferred", extra={"agent": record.agent, "version": record.agent_version}
-            )
-        await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
+        run.deferred = True
+        if record.queue not in self._queues:
+            await self._give_back(run.lease, queue=record.queue)
+            return
+        served = await self._outside.asking(
+            workers.serves,
+            agent=record.agent,
+            version=record.agent_version,
+            queue=record.queue,
+            but=run.lease.claim.worker_id,
+        )
+        run.unserved = not served
+        logger.log(
+            logging.INFO if served else logging.WARNING,
+            "no such agent here, turn deferred",
+            extra={"agent": record.agent, "version": record.agent_version, "served": served},
+        )
+        await self._give_back(run.lease, delay=MISDIRECTED if served else UNKNOWN_AGENT, queue=record.queue)
 
     async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
         """The turn's input or context cannot be fetched: it waits where it is, holding no worker, and can be cancelled and

@@ -30,7 +30,7 @@ from longshift.cold import Cold
 from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
-from longshift.db import leases, revision
+from longshift.db import health, leases, revision
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
 from longshift.embedding import load_embedder
@@ -64,7 +64,7 @@ RECONCILE_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(milliseconds=500)
 """Between two looks for what turns wait for that cannot leave: within a second they go on."""
 LEAVE_ALONE = 2 * UNKNOWN_AGENT
-"""For so long a worker does not claim a session again whose agent it has not, so that others get their chance."""
+"""For so long a worker does not claim a session again whose agent nobody has, so that whoever comes gets a chance."""
 ADMIT_EVERY = timedelta(milliseconds=250)
 SETTLED = timedelta(seconds=5)
 """A suspect that has run for so long without a crash makes room for others that wait: it goes back to where everybody runs.
@@ -116,7 +116,7 @@ class Worker:
         self._agents = agents
         self._clock = clock
         self._runs: dict[tuple[UUID, int], tuple[Run, asyncio.Task[None]]] = {}
-        self._not_for_us: dict[UUID, float] = {}  # sessions that were deferred, and until when we leave them alone
+        self._not_for_us: dict[UUID, float] = {}  # sessions that nobody serves, and until when we leave them alone
         self._wishes: deque[Wish] = deque()
         self._wished = asyncio.Event()
         self._freed = asyncio.Event()
@@ -136,6 +136,7 @@ class Worker:
             ConfigError: a setting is missing or wrong.
         """
         self._build()
+        await health.check_schema(self._db)
         await leases.serve(self._db, self._agents.describe())
         await self._retrieval.prepare()
         await asyncio.to_thread(self._heartbeat.register)
@@ -431,7 +432,9 @@ class Worker:
                 self._runs.get(run.lease.key, (None,))[0] is run
             ):  # an epoch can come again after a failover that lost it
                 del self._runs[run.lease.key]
-            if run.deferred:
+            if run.deferred and run.record is not None:
+                self.metrics.turns.deferred.labels(agent=run.record.agent).inc()
+            if run.unserved:
                 self._not_for_us[run.lease.session_id] = self._clock.monotonic() + LEAVE_ALONE.total_seconds()
             self._heartbeat.load.running = len(self._runs)
             self._freed.set()
