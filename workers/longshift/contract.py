@@ -18,6 +18,7 @@ from longshift.errors import Unavailable
 from longshift.events import NewEvent
 from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
 from longshift.underway import UnderWay
+from longshift.watch import Pace
 
 T = TypeVar("T")
 RecallScope = Literal["session", "tenant"]
@@ -134,6 +135,7 @@ class Port(Protocol):
     max_value: int
     lease_ttl: timedelta
     underway: UnderWay
+    pace: Pace
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         """Record facts durably; raises LeaseLost."""
