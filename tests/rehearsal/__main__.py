@@ -23,7 +23,8 @@ from tests.rehearsal.run import Options, Phase, Result, run
 SHORT = 10.0
 Short = Annotated[bool, typer.Option("--short", help=f"{SHORT:g} s of load: for CI")]
 Autoscale = Annotated[
-    bool, typer.Option("--autoscale", help="the rule of the ScaledObject decides how many workers there are, not a script")
+    bool,
+    typer.Option("--autoscale", help="the rule of the ScaledObject decides how many workers there are, not a script"),
 ]
 Seconds = Annotated[float, typer.Option(min=10, help="how long the load lasts")]
 Peak = Annotated[int, typer.Option(min=2, max=20, help="workers at the height of a scripted rehearsal")]

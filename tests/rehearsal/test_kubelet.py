@@ -15,7 +15,9 @@ from longshift.testing.waiting import wait_until_sync
 from tests.rehearsal.kubelet import Container, Kubelet, Pod, first_to_go
 
 OBEDIENT = "import signal; print('up', flush=True); signal.pause()"
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+DEAF = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+)
 BROKEN = "raise SystemExit(3)"
 
 

@@ -16,7 +16,9 @@ WORK = Trigger("SELECT 1", target=10)
 RULE = Rule(1, 10, (WORK,), up=AT_ONCE, down=Behaviour(0, (Policy(percent=True, value=100, period=15),)))
 
 
-def decided(rule: Rule, values: Iterable[float | tuple[float, ...]], *, start: int = 1, ready: int | None = None) -> list[int]:
+def decided(
+    rule: Rule, values: Iterable[float | tuple[float, ...]], *, start: int = 1, ready: int | None = None
+) -> list[int]:
     """What a rule makes of the values of its triggers, one decision after another; every replica is ready at once."""
     autoscaler, replicas, found = Autoscaler(rule), start, []
     for number, value in enumerate(values):

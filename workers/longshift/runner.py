@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -79,8 +79,10 @@ class Run:
             woken_at: when this worker heard that there may be work; None: it was not told, but looked.
         """
         self.lease = lease
-        self.claimed_at = claimed_at
         self.woken_at = woken_at
+        self.claimed_at = self.moved_at = (
+            claimed_at  # the latter: when it last came a stage further, while no agent runs
+        )
         self.crashes = crashes
         self.record: TurnRecord | None = None
         self.execution: Execution | None = None
@@ -93,6 +95,7 @@ class Run:
         self._after_idle: Stop | None = None
         self.reason = ""  # of a cancel
         self.seen: Observer
+        self.on_started: Callable[[], None] = lambda: None  # told, once, that its first turn has started
         lease.on_lost = self._lost
 
     def begin(self, record: TurnRecord, seen: Observer) -> None:
@@ -201,6 +204,8 @@ class Runner:
             return await self._next(run.lease)
         run.started = True
         seen.started(started)
+        run.on_started()
+        run.on_started = lambda: None
         if had.lost is not None:
             return await self._finish(run, record, had.lost)
         if isinstance(known, Exception):
@@ -353,7 +358,7 @@ class Runner:
             timer.cancel()
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
             await unwind(task, execution)
-            run.execution = None
+            run.execution, run.moved_at = None, self._outside.clock.monotonic()
         if not ended or stop is Stop.LOST:
             return stop, None
         return Stop.DONE, None if task.cancelled() or task.exception() is not None else task.result()
