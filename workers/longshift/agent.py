@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import wraps
@@ -209,6 +209,9 @@ class Agents:
 
     def describe(self) -> list[AgentRecord]:
         return [each.describe() for each in self._agents.values()]
+
+    def __iter__(self) -> Iterator[Agent[Any, Any]]:
+        return iter(self._agents.values())
 
     def __len__(self) -> int:
         return len(self._agents)

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from longshift.cold import Cold, Dropped
 from longshift.errors import Unavailable
-from longshift.metrics import Metrics
+from longshift.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ EVERY = timedelta(minutes=5)
 class Collector:
     """Passes over the cold tier for as long as this worker leads."""
 
-    def __init__(self, cold: Cold, *, leads: Callable[[], bool], keep_uploads: timedelta, metrics: Metrics) -> None:
+    def __init__(
+        self, cold: Cold, *, leads: Callable[[], bool], keep_uploads: timedelta, metrics: WorkerMetrics
+    ) -> None:
         self._cold, self._leads, self._keep_uploads, self._metrics = cold, leads, keep_uploads, metrics
 
     async def run(self) -> None:

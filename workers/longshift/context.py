@@ -34,7 +34,7 @@ from longshift.errors import ArtifactCorrupt, LeaseLost, NotFound, StoreUnavaila
 from longshift.events import Context, Event
 from longshift.hot import Contexts, Copy
 from longshift.lease import Fold
-from longshift.metrics import Metrics
+from longshift.metrics import WorkerMetrics
 from longshift.model import Claim, Kept
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Tiers:
 
     contexts: Contexts | None = None
     archive: Archive | None = None
-    metrics: Metrics | None = None
+    metrics: WorkerMetrics | None = None
     verify: float = 0.0
     checkpoint_events: int = EVENTS
 

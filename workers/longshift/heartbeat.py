@@ -1,6 +1,7 @@
 """A worker's heartbeat: a thread with a connection of its own, so that a stalled event loop is noticed and not mistaken.
 
-each beat   writes heartbeat_at, the age of the loop's last tick, and how much is running
+each beat   writes heartbeat_at, the age of the loop's last tick, how much is running, and what the worker says of itself
+drain       an operator has asked for the worker's end: it is told, once
 zero rows   somebody declared this worker dead: it takes a new id, and all its turns are dropped
 no answer   Postgres is away: the journal is told; nobody is declared dead for it
 no tick     the loop has stalled past its limit: all stacks are written, and the process ends with code 70
@@ -23,7 +24,7 @@ from longshift.clock import Clock
 from longshift.config import Config
 from longshift.db.liveness import Liveness, Member, Pulse
 from longshift.errors import Unavailable
-from longshift.model import new_id
+from longshift.model import Condition, new_id
 
 logger = logging.getLogger(__name__)
 STALLED = 70
@@ -39,7 +40,10 @@ class Load:
     tick: float
     running: int = 0
     draining: bool = False
+    condition: Condition | None = None
+    complaint: str | None = None
     suspects: bool = False  # the other way round: some wait for a ward
+    overdue: bool = False  # and: work of our queues has been ready for too long
 
 
 class Heartbeat:
@@ -54,6 +58,7 @@ class Heartbeat:
         clock: Clock,
         on_reborn: Callable[[UUID], None],
         on_silence: Callable[[str], None],
+        on_drain: Callable[[], None] = lambda: None,
     ) -> None:
         self._liveness = liveness
         self._config = config
@@ -61,6 +66,8 @@ class Heartbeat:
         self._clock = clock
         self._on_reborn = on_reborn
         self._on_silence = on_silence
+        self._on_drain = on_drain
+        self._asked_to_drain = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -144,11 +151,13 @@ class Heartbeat:
         if self._was_away():
             self._watching_since = None
         age = timedelta(seconds=max(0.0, beat - self.load.tick))
-        pulse = Pulse(self.load.running, age, self.load.draining, self._watching_since)
-        may_lead = not (self.load.draining or self._member.isolated)
+        load = self.load
+        pulse = Pulse(load.running, age, load.draining, self._watching_since, load.condition, load.complaint)
+        may_lead = not (load.draining or self._member.isolated)
         answer = self._liveness.beat(self.worker_id, pulse, want_leader=may_lead)
         self._watch(self._liveness.connected_at if answer is None else answer.now)
-        self.load.suspects = answer is not None and answer.suspects
+        load.suspects = answer is not None and answer.suspects
+        load.overdue = answer is not None and answer.overdue
         if answer is None:
             reborn = new_id()
             self._register(reborn)
@@ -157,6 +166,10 @@ class Heartbeat:
             self._tell(self._on_reborn, reborn)
         else:
             self._heard = beat, at
+            if answer.drain and not self._asked_to_drain:
+                self._asked_to_drain = True
+                logger.warning("an operator has asked this worker to drain")
+                self._tell(self._on_drain)
 
     def _watch(self, now: datetime | None) -> None:
         if self._watching_since is None or self._was_away():

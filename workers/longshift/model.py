@@ -91,6 +91,14 @@ class OnBusy(StrEnum):
     REPLACE = "replace"
 
 
+class Condition(StrEnum):
+    """What a worker says of itself; whether it drains stands beside it."""
+
+    OK = "ok"
+    UNREADY = "unready"  # something that it needs does not answer
+    STUCK = "stuck"  # it takes no work though there is some, or a turn of its makes no progress
+
+
 class MailKind(StrEnum):
     """What others may put into a session's mailbox beside turns."""
 

@@ -36,7 +36,7 @@ async def serve(config: Config, agents: Agents, *, clock: Clock = SYSTEM) -> int
         failures.append("a part of the ward has ended")
         over.set()
 
-    worker = Worker(config, agents, on_failure=fail, isolated=True)
+    worker = Worker(config, agents, on_failure=fail, on_drain=over.set, isolated=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     parent.when_gone(lambda: loop.call_soon_threadsafe(over.set))

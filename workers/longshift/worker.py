@@ -30,7 +30,7 @@ from longshift.cold import Cold
 from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
-from longshift.db import leases
+from longshift.db import leases, revision
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
 from longshift.embedding import load_embedder
@@ -44,7 +44,7 @@ from longshift.ledger import Ledger
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
-from longshift.metrics import Metrics
+from longshift.metrics import Server, WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.port import Outside
@@ -52,6 +52,7 @@ from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
 from longshift.underway import UnderWay
+from longshift.version import version
 from longshift.warden import Warden
 
 logger = logging.getLogger(__name__)
@@ -92,16 +93,18 @@ class Worker:
         *,
         clock: Clock = SYSTEM,
         on_failure: Callable[[], None] = lambda: None,
+        on_drain: Callable[[], None] = lambda: None,
         isolated: bool = False,
         journal: Callable[..., Journal] = Journal,
         ledger: Callable[..., Ledger] = Ledger,
     ) -> None:
-        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced.
+        """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced. ``on_drain``, in
+        the event loop, if an operator asks the worker to drain and end, as by SIGTERM.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
         """
         self._isolated = isolated
-        self._on_failure, self._make_journal, self._make_ledger = on_failure, journal, ledger
+        self._on_failure, self._on_drain, self._make_journal, self._make_ledger = on_failure, on_drain, journal, ledger
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -112,7 +115,8 @@ class Worker:
         self._freed = asyncio.Event()
         self._claiming = asyncio.Lock()  # held from a claim until what it won is in memory
         self._draining = False
-        self.metrics = Metrics()
+        self.metrics = WorkerMetrics(revision=revision.newest())
+        self._server = Server(self.metrics)
         self._services: list[asyncio.Task[None]] = []
 
     # -- life
@@ -149,7 +153,7 @@ class Worker:
                 warden=self._warden.run(),
             )
             if self._config.metrics_port is not None:
-                self.metrics.serve(self._config.metrics_port, host=self._config.host)
+                self._server.try_listen(self._config.metrics_port, host=self._config.host)
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -216,7 +220,12 @@ class Worker:
     def _beating(self, url: str) -> Heartbeat:
         config = self._config
         return Heartbeat(
-            Liveness(url, connect_timeout=config.connect_timeout, silence=config.lease_ttl),
+            Liveness(
+                url,
+                connect_timeout=config.connect_timeout,
+                silence=config.lease_ttl,
+                stuck_after=config.stuck_after,
+            ),
             config=config,
             member=Member(
                 host=socket.gethostname(),
@@ -225,10 +234,14 @@ class Worker:
                 capacity=config.capacity,
                 process=config.process or new_id(),
                 isolated=self._isolated,
+                version=version(),
+                revision=revision.newest(),
+                serves=[(each.name, each.version) for each in self._agents],
             ),
             clock=self._clock,
             on_reborn=self._reborn,
             on_silence=self._journal.suspect,
+            on_drain=self._on_drain,
         )
 
     def _build_leading(self, cold: Cold, archive: Archive) -> None:
@@ -295,7 +308,7 @@ class Worker:
         await self._ledger.close()
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
-        await asyncio.to_thread(self.metrics.close)
+        await asyncio.to_thread(self._server.close)
         for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
         await self._store.close()

@@ -22,7 +22,7 @@ from longshift.db.files import NewArtifact
 from longshift.db.idempotency import Idempotency
 from longshift.db.intake import Entry
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
-from longshift.metrics import Metrics
+from longshift.metrics import WorkerMetrics
 from longshift.model import NewTurn, Prefix, new_id, show_id
 from longshift.testing.waiting import wait_until
 from tests.integration.protocol.stage import Stage
@@ -566,7 +566,7 @@ async def test_a_spooled_file_is_put_like_bytes(stage: Stage, shelf: Shelf) -> N
 async def test_the_collector_of_the_fleet_counts_what_it_removes_and_survives_a_store_that_is_away(
     stage: Stage, shelf: Shelf
 ) -> None:
-    metrics = Metrics()
+    metrics = WorkerMetrics()
     collector = Collector(cold_of(stage, shelf), leads=lambda: True, keep_uploads=NOW, metrics=metrics)
     await put(cold_of(stage, shelf), stage)
 

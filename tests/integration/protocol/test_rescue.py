@@ -26,6 +26,9 @@ ALIVE = {
     "want_leader": False,
     "leader": 0,
     "watching_since": None,
+    "condition": None,
+    "complaint": None,
+    "stuck_after": TTL,
 }
 
 # What the design forbids: deciding by the absence of a live worker, in a statement that waits for the row.

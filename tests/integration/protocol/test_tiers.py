@@ -28,7 +28,7 @@ from longshift.hot import Hot, Key
 from longshift.hot.copies import key_name
 from longshift.journal import Journal
 from longshift.lease import Fold, Lease
-from longshift.metrics import Metrics
+from longshift.metrics import WorkerMetrics
 from longshift.model import Claim, Json, Kept, TurnRecord, TurnStatus, new_id
 from longshift.port import Outside
 from longshift.restoring import Restorer
@@ -75,7 +75,7 @@ class Scene:
     redis_url: str
     claim: Claim
     log: list[Event]
-    metrics: Metrics
+    metrics: WorkerMetrics
 
     @property
     def key(self) -> Key:
@@ -107,7 +107,7 @@ def scenes(stage: Stage, hot: Hot, redis_url: str) -> Scenes:
         session, _ = await stage.submit()
         claim = (await stage.claim(session)).claim
         assert await log.append(stage.db, [log.Append(claim, 1, tuple(facts(Random(5), LENGTH)))])
-        return Scene(stage, hot, redis_url, claim, await log.read(stage.db, session), Metrics())
+        return Scene(stage, hot, redis_url, claim, await log.read(stage.db, session), WorkerMetrics())
 
     return scene
 
@@ -396,7 +396,7 @@ async def test_what_is_warmed_for_a_turn_that_waits_is_what_it_will_ask_for(stag
     await wait_until(lambda: hot.contexts.known([(stage.tenant, session)]), description="warm")
     await warmer.close()
     await stage.signal(session)
-    again, metrics = await stage.claim(session), Metrics()
+    again, metrics = await stage.claim(session), WorkerMetrics()
     assert again.turn is not None
     assert again.turn.first_seq == DEAR + 1
     tiers = Tiers(contexts=hot.contexts, metrics=metrics)
@@ -434,7 +434,7 @@ class Fleet:
     hot: Hot
     redis_url: str
     random: Random
-    metrics: Metrics
+    metrics: WorkerMetrics
     session: UUID
     journal: Journal
     lease: Lease | None = None
@@ -525,7 +525,7 @@ async def test_the_fold_of_a_lease_is_the_fold_of_the_log_whatever_answers_are_l
     database_url: str, hot: Hot, redis_url: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RECONNECT", (0.0,))
-    db, metrics = Losing(database_url), Metrics()
+    db, metrics = Losing(database_url), WorkerMetrics()
     async with await AsyncConnection.connect(database_url, autocommit=True, row_factory=dict_row) as hand:
         stage = Stage(database_url, db, hand)
         journal = Journal(db)

@@ -112,7 +112,7 @@ def _run_worker(config: Config, *, supervised: bool) -> int:
     app = fleet.create_app(
         redis_url=config.require("redis_url"),
         queues=config.queues,
-        runtime=Worker(config, agents, on_failure=lambda: app.request_stop(1)),
+        runtime=Worker(config, agents, on_failure=lambda: app.request_stop(1), on_drain=lambda: app.request_stop(0)),
         connect_timeout=config.connect_timeout.total_seconds(),
     )
     if supervised:

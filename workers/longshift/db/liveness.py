@@ -7,6 +7,7 @@ through PgBouncer in transaction mode: give ``LONGSHIFT_DATABASE_URL`` as the di
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,23 +21,36 @@ from sqlalchemy.pool import NullPool
 
 from longshift.db.database import Translated, driver_url
 from longshift.db.limits import ThreadPatience
+from longshift.model import Condition
 
 LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one sweeper holds
 
+OLDEST = 200
+"""So many sessions that are ready, of whatever queue, are looked at to find work that is overdue."""
+
 REGISTER = text("""
-INSERT INTO workers (id, host, pid, queues, capacity, lock_key, process, isolated)
-VALUES (:id, :host, :pid, CAST(:queues AS text[]), :capacity, :lock_key, :process, :isolated)""")
+INSERT INTO workers (id, host, pid, queues, capacity, lock_key, process, isolated, version, revision, serves)
+VALUES (:id, :host, :pid, CAST(:queues AS text[]), :capacity, :lock_key, :process, :isolated, :version, :revision,
+        CAST(:serves AS jsonb))""")
 RELOCK = text("UPDATE workers SET lock_key = :lock_key WHERE id = :id AND dead_at IS NULL")
-HEARTBEAT = text("""
+# The work that is overdue is looked for among the oldest only: with a queue that nobody serves there could be any number.
+HEARTBEAT = text(f"""
 UPDATE workers SET heartbeat_at = clock_timestamp(), running = :running,
        loop_tick_at = clock_timestamp() - CAST(:loop_age AS interval),
        watching_since = coalesce(CAST(:watching_since AS timestamptz), clock_timestamp()),
-       draining_since = CASE WHEN :draining THEN coalesce(draining_since, clock_timestamp()) END
+       draining_since = CASE WHEN :draining THEN coalesce(draining_since, clock_timestamp()) END,
+       condition = :condition, complaint = :complaint
  WHERE id = :id AND dead_at IS NULL
 RETURNING clock_timestamp() AS now, CASE WHEN :want_leader THEN pg_try_advisory_lock(:leader) END AS leads,
           EXISTS (SELECT 1 FROM sessions s WHERE s.lease_worker IS NULL AND s.suspect IS NOT NULL
                                              AND s.ready_at <= clock_timestamp()
-                                             AND s.queue = ANY(workers.queues)) AS suspects""")
+                                             AND s.queue = ANY(workers.queues)) AS suspects,
+          EXISTS (SELECT 1 FROM (SELECT s.queue FROM sessions s
+                                  WHERE s.lease_worker IS NULL AND s.suspect IS NULL
+                                    AND s.ready_at <= (SELECT clock_timestamp()) - CAST(:stuck_after AS interval)
+                                  ORDER BY s.ready_at LIMIT {OLDEST}) q
+                   WHERE q.queue = ANY(workers.queues)) AS overdue,
+          drain_asked_at IS NOT NULL AS drain""")
 RETIRE = text("UPDATE workers SET dead_at = clock_timestamp() WHERE id = :id AND dead_at IS NULL")
 LOCK = text("SELECT pg_try_advisory_lock(:key) AS held, clock_timestamp() AS now")
 
@@ -49,6 +63,8 @@ class Pulse:
     loop_age: timedelta  # how long ago its event loop last turned
     draining: bool
     watching_since: datetime | None = None  # since when it has beaten without a break; None: since now
+    condition: Condition | None = None  # None: it has not looked yet
+    complaint: str | None = None  # why it is not ok
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,9 @@ class Member:
     Attributes:
         process: the process behind it; a supervisor that started it reports its end by this.
         isolated: it is a ward, which runs suspects only.
+        version: of its software.
+        revision: the newest of the schema that its software knows.
+        serves: its agents, by name and version.
     """
 
     host: str
@@ -66,14 +85,26 @@ class Member:
     capacity: int
     process: UUID
     isolated: bool = False
+    version: str | None = None
+    revision: str | None = None
+    serves: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a heartbeat brings back: the database's time, and whether suspects wait for a ward in the worker's queues."""
+    """What a heartbeat brings back.
+
+    Attributes:
+        now: the database's time.
+        suspects: some wait for a ward in the worker's queues.
+        overdue: work of the worker's queues has been ready for longer than ``stuck_after``.
+        drain: an operator wants the worker to drain and end.
+    """
 
     now: datetime
     suspects: bool
+    overdue: bool = False
+    drain: bool = False
 
 
 class Liveness:
@@ -86,11 +117,14 @@ class Liveness:
         connect_timeout: timedelta = timedelta(seconds=3),
         silence: timedelta = timedelta(seconds=15),
         timeout: timedelta = timedelta(seconds=5),
+        stuck_after: timedelta = timedelta(seconds=30),
     ) -> None:
         """``silence``: the server ends the session of a worker that has not beaten for so long. A process that is stopped
         (SIGSTOP, a frozen machine) keeps its connection open, and would lead the fleet, and sweep nothing, for ever.
-        ``timeout``: for the answer of the server, which may hang as well.
+        ``timeout``: for the answer of the server, which may hang as well. ``stuck_after``: work is overdue when it has been
+        ready for so long.
         """
+        self._stuck_after = stuck_after
         seconds = timeout.total_seconds()
         idle = round(silence.total_seconds() * 1000)
         self._engine = create_engine(
@@ -129,6 +163,9 @@ class Liveness:
                     "lock_key": self.lock_key,
                     "process": member.process,
                     "isolated": member.isolated,
+                    "version": member.version,
+                    "revision": member.revision,
+                    "serves": json.dumps(member.serves),
                 },
             )
 
@@ -150,12 +187,15 @@ class Liveness:
                         "watching_since": pulse.watching_since if not fresh else None,
                         "want_leader": want_leader and not self.leader,
                         "leader": LEADER,
+                        "condition": pulse.condition,
+                        "complaint": pulse.complaint,
+                        "stuck_after": self._stuck_after,
                     },
                 ).first()
                 if row is None:
                     return None
                 self.leader = self.leader or bool(row.leads)
-                return Answer(row.now, row.suspects)
+                return Answer(row.now, row.suspects, row.overdue, row.drain)
         except BaseException:
             self.disconnect()
             raise
