@@ -47,6 +47,7 @@ from longshift.mailroom import Mailroom
 from longshift.metrics import Server, WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
+from longshift.podcost import PodCost
 from longshift.port import Outside
 from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
@@ -71,6 +72,8 @@ LAST_CALLS = 5.0
 """Seconds that calls of irreversible tools get if a drain was cut short; a drain itself waits for them until they time out."""
 LAST_RECORDS = 2.0
 """Seconds that a turn gets to record the result of such a call."""
+CUT_SHORT = 10.0
+"""Seconds that turns whose steps are cut short get to end."""
 LONGEST_PATIENCE = 10
 """So often it doubles: to an hour and a half."""
 
@@ -152,6 +155,9 @@ class Worker:
                 aging=self._aging.run(),
                 warden=self._warden.run(),
             )
+            if self._config.pod_name is not None:
+                pod, namespace = self._config.pod_name, self._config.pod_namespace
+                self._serve(podcost=PodCost(lambda: self.running, pod=pod, namespace=namespace).run())
             if self._config.metrics_port is not None:
                 self._server.try_listen(self._config.metrics_port, host=self._config.host)
         self._heartbeat.start(asyncio.get_running_loop())
@@ -295,7 +301,7 @@ class Worker:
             logger.warning("steps cut short by the end of the grace", extra={"turns": len(left)})
             for run, _ in left:
                 run.cut_short()
-            await asyncio.wait([task for _, task in left], timeout=10)
+            await asyncio.wait([task for _, task in left], timeout=CUT_SHORT)
 
     async def stop(self) -> None:
         """Close everything; turns that are still here come again elsewhere."""
