@@ -51,6 +51,7 @@ from longshift.metrics import WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
 from longshift.observing import Observers
+from longshift.podcost import PodCost
 from longshift.port import Outside
 from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
@@ -77,6 +78,8 @@ LAST_CALLS = 5.0
 """Seconds that calls of irreversible tools get if a drain was cut short; a drain itself waits for them until they time out."""
 LAST_RECORDS = 2.0
 """Seconds that a turn gets to record the result of such a call."""
+CUT_SHORT = 10.0
+"""Seconds that turns whose steps are cut short get to end."""
 LONGEST_PATIENCE = 10
 """So often it doubles: to an hour and a half."""
 
@@ -166,6 +169,9 @@ class Worker:
                 warden=self._warden.run(),
             )
             self._vitals.serve()
+            if self._config.pod_name is not None:
+                pod, namespace = self._config.pod_name, self._config.pod_namespace
+                self._serve(podcost=PodCost(lambda: self.running, pod=pod, namespace=namespace).run())
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -330,7 +336,7 @@ class Worker:
             logger.warning("steps cut short by the end of the grace", extra={"turns": len(left)})
             for run, _ in left:
                 run.cut_short()
-            await asyncio.wait([task for _, task in left], timeout=10)
+            await asyncio.wait([task for _, task in left], timeout=CUT_SHORT)
 
     async def stop(self) -> None:
         """Close everything; turns that are still here come again elsewhere."""
