@@ -85,6 +85,7 @@ async def submit_batch(request: Request, edge: EdgeDep, caller: Caller) -> Respo
             idempotency=idempotency(request, bytes.fromhex(body.sha256)),
         )
     view = await _view(edge, caller, show_id(Prefix.BATCH, accepted.resource_id))
+    edge.metrics.accepted.inc(0 if accepted.replayed else view.total)
     headers = {"Location": view.links["self"], "Retry-After": "1"} | (REPLAYED if accepted.replayed else {})
     return reply(view, status=202, headers=headers)
 

@@ -19,9 +19,11 @@ from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.keys import Scope
 from longshift.errors import InvalidInput, NotFound
+from longshift.health import Probes
 from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
+from longshift.metrics import ApiMetrics
 from longshift.model import Prefix, Principal, parse_id
 from longshift_api.auth import Keyring, authenticate, bearer
 from longshift_api.bodies import StrictRequest, json_idempotency
@@ -40,8 +42,9 @@ class Edge:
     lifecycle: Lifecycle
     mailbox: Mailbox
     keyring: Keyring
+    metrics: ApiMetrics
+    probes: Probes  # questions of /readyz
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now
-    probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)  # questions of /readyz under way
 
 
 class EdgeRoute(APIRoute):

@@ -227,6 +227,7 @@ async def turn_steps(
 
 
 async def _accepted(edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:
+    edge.metrics.accepted.inc(0 if replayed else 1)
     turn = await _find(edge, caller, turn_id)
     view = await _view(edge, turn)
     headers = _headers(edge, turn) | {"Location": view.links["self"]} | (REPLAYED if replayed else {})
