@@ -28,6 +28,7 @@ from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.metrics import ApiMetrics, Server
+from longshift.tracing import OFF, Traces
 from longshift.warming import Warmer
 from longshift_api import (
     agents,
@@ -41,6 +42,7 @@ from longshift_api import (
     sessions,
     tool_calls,
     turns,
+    workers,
 )
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
@@ -48,7 +50,9 @@ from longshift_api.measuring import Measured
 from longshift_api.replies import IDEMPOTENCY_KEY
 from longshift_api.schemas import Problem
 from longshift_api.schemas_tools import ApprovalView, ToolCallView
+from longshift_api.schemas_workers import WorkerView
 from longshift_api.sent import BatchLine
+from longshift_api.spans import Traced
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +68,18 @@ _FURTHER: Final[list[tuple[type[BaseModel], Literal["validation", "serialization
     (BatchLine, "validation"),
     (ToolCallView, "serialization"),
     (ApprovalView, "serialization"),
+    (WorkerView, "serialization"),
 ]
 
 
-def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
-    """The ASGI application; connections are opened by its lifespan."""
+def create_app(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -> FastAPI:
+    """The ASGI application; connections are opened by its lifespan, which closes ``traces`` as well."""
 
     metrics = ApiMetrics(revision=revision.newest())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_edge(config, clock=clock, metrics=metrics) as edge:
+        async with open_edge(config, clock=clock, metrics=metrics, traces=traces) as edge:
             app.state.edge = edge
             yield
 
@@ -87,17 +92,20 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
+    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, workers, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)
+    app.add_middleware(Traced)
     app.add_middleware(Measured, metrics=metrics, clock=clock)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # the documented way
     return app
 
 
 @asynccontextmanager
-async def open_edge(config: Config, *, clock: Clock = SYSTEM, metrics: ApiMetrics) -> AsyncIterator[Edge]:
+async def open_edge(
+    config: Config, *, metrics: ApiMetrics, clock: Clock = SYSTEM, traces: Traces = OFF
+) -> AsyncIterator[Edge]:
     """Postgres, Redis, the artifact store and the mailbox over them; and the port for metrics, if the settings name one.
 
     Redis may be away: submissions are accepted without it.
@@ -107,6 +115,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM, metrics: ApiMetric
         Unavailable: Postgres does not answer.
     """
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, traces.close)
         db = Database(
             config.require("database_url"),
             size=config.pool_size,
@@ -141,6 +150,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM, metrics: ApiMetric
             keyring=keyring,
             metrics=metrics,
             probes=health.make_probes(db, hot, cold, clock=clock),
+            traces=traces,
         )
         stack.push_async_callback(edge.probes.close)
         await stack.enter_async_context(_watched(edge))

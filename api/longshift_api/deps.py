@@ -25,6 +25,7 @@ from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.metrics import ApiMetrics
 from longshift.model import Prefix, Principal, parse_id
+from longshift.tracing import OFF, Traces
 from longshift_api.auth import Keyring, authenticate, bearer
 from longshift_api.bodies import StrictRequest, json_idempotency
 
@@ -44,6 +45,7 @@ class Edge:
     keyring: Keyring
     metrics: ApiMetrics
     probes: Probes  # questions of /readyz
+    traces: Traces = OFF
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now
 
 

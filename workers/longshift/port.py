@@ -30,6 +30,7 @@ from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.model import ArtifactRecord, CallOutcome, NewCall, NewTurn, Prefix, ToolCallRecord, TurnRecord, show_id
 from longshift.notices import Notices
+from longshift.observing import Observer, Observers
 from longshift.retrieval import Retrieval
 from longshift.underway import UnderWay
 from longshift.watch import Pace
@@ -60,6 +61,7 @@ class Outside:
     lease_ttl: timedelta
     lock_grace: timedelta
     is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
+    observers: Observers = field(default_factory=Observers)
     tiers: Tiers = field(default_factory=Tiers)  # where contexts come from besides Postgres
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
@@ -75,7 +77,7 @@ class Outside:
 class TurnPort:
     """The ``Port`` of one turn on a worker."""
 
-    def __init__(self, outside: Outside, lease: Lease, record: TurnRecord) -> None:
+    def __init__(self, outside: Outside, lease: Lease, record: TurnRecord, *, observer: Observer) -> None:
         self._outside = outside
         self._lease = lease
         self._record = record
@@ -84,6 +86,7 @@ class TurnPort:
         self.inline, self.max_event, self.max_value = outside.inline, outside.max_event, outside.max_value
         self.lease_ttl = outside.lease_ttl
         self.underway = outside.underway
+        self.observer = observer
         self.pace = Pace(outside.clock, between=outside.step_timeout)
 
     async def append(self, events: Sequence[NewEvent]) -> None:
@@ -158,6 +161,7 @@ class TurnPort:
             id=child.id,
             parent_turn_id=self._record.id,
             queue=child.queue or turn.queue,
+            traceparent=self.observer.traceparent,
         )
         if child.input_artifact is None:
             return turn

@@ -19,6 +19,7 @@ from longshift.contract import Verdict
 from longshift.errors import Diverged, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
 from longshift.model import Effect, Json
+from longshift.observing import Seen
 from longshift.offload import check_size, size_of
 from longshift.place import StepRun, running_step, step_place, told
 from longshift.replay import Call, Scope
@@ -106,19 +107,21 @@ class Stepper:
                 await self.execution.branches.rest(due)
             async with self.execution.stepping():
                 started = started or self.execution.port.clock.now()
-                try:
-                    tried = await self._tries(step, key, args, kwargs, attempt=attempt + 1, scope=scope)
+                with self.execution.port.observer.step(step, key) as seen:
+                    try:
+                        tried = await self._tries(step, key, args, kwargs, attempt=attempt + 1, scope=scope, seen=seen)
+                        if not isinstance(tried, Pause):
+                            event, value, now = await self._completed(key, step, digest, tried, started=started)
+                    except Exception as error:
+                        await self._failed(key, step, digest, error, scope=scope)
+                        raise _failure(step, error) from error
                     if not isinstance(tried, Pause):
-                        event, value, now = await self._completed(key, step, digest, tried, started=started)
-                except Exception as error:
-                    await self._failed(key, step, digest, error, scope=scope)
-                    raise _failure(step, error) from error
-                if not isinstance(tried, Pause):
-                    self.execution.check()
-                    await self.execution.port.append([event])
-                    scope.now = now
-                    return value
-                await self._postponed(key, step, tried)
+                        self.execution.check()
+                        await self.execution.port.append([event])
+                        scope.now = now
+                        return value
+                    await self._postponed(key, step, tried)
+                    seen.postponed()
                 attempt, due = tried.attempt, tried.due
 
     async def _tries(
@@ -130,6 +133,7 @@ class Stepper:
         *,
         attempt: int,
         scope: Scope,
+        seen: Seen,
     ) -> tuple[Any, int] | Pause:
         """The result and the number of tries it took; a pause, if the next try comes too late to wait for it here."""
         port = self.execution.port
@@ -143,6 +147,7 @@ class Stepper:
             except Exception as error:
                 if not step.retry.again(error, attempt=attempt):
                     raise
+                seen.retried()
                 # not the turn's random numbers: those would differ on a replay, which pauses for nothing
                 pause = step.retry.pause(attempt, random=Random(), error=error, now=port.clock.now())
                 if pause >= LONG.total_seconds():

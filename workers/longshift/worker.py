@@ -50,10 +50,13 @@ from longshift.mailroom import Mailroom
 from longshift.metrics import WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
+from longshift.observing import Observers
+from longshift.podcost import PodCost
 from longshift.port import Outside
 from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
+from longshift.tracing import OFF, Traces
 from longshift.underway import UnderWay
 from longshift.version import version
 from longshift.vitals import Vitals
@@ -66,7 +69,7 @@ RECONCILE_EVERY = timedelta(seconds=5)
 LOOK_EVERY = timedelta(milliseconds=500)
 """Between two looks for what turns wait for that cannot leave: within a second they go on."""
 LEAVE_ALONE = 2 * UNKNOWN_AGENT
-"""For so long a worker does not claim a session again whose agent it has not, so that others get their chance."""
+"""For so long a worker does not claim a session again whose agent nobody has, so that whoever comes gets a chance."""
 ADMIT_EVERY = timedelta(milliseconds=250)
 SETTLED = timedelta(seconds=5)
 """A suspect that has run for so long without a crash makes room for others that wait: it goes back to where everybody runs.
@@ -75,6 +78,8 @@ LAST_CALLS = 5.0
 """Seconds that calls of irreversible tools get if a drain was cut short; a drain itself waits for them until they time out."""
 LAST_RECORDS = 2.0
 """Seconds that a turn gets to record the result of such a call."""
+CUT_SHORT = 10.0
+"""Seconds that turns whose steps are cut short get to end."""
 LONGEST_PATIENCE = 10
 """So often it doubles: to an hour and a half."""
 
@@ -102,19 +107,23 @@ class Worker:
         isolated: bool = False,
         journal: Callable[..., Journal] = Journal,
         ledger: Callable[..., Ledger] = Ledger,
+        traces: Traces = OFF,
     ) -> None:
         """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced. ``on_drain``, in
         the event loop, if an operator asks the worker to drain and end, as by SIGTERM.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
+
+        ``traces``: where spans go; closed by ``stop``.
         """
         self._isolated = isolated
         self._on_failure, self._on_drain, self._make_journal, self._make_ledger = on_failure, on_drain, journal, ledger
+        self._traces = traces
         self._config = config
         self._agents = agents
         self._clock = clock
         self._runs: dict[tuple[UUID, int], tuple[Run, asyncio.Task[None]]] = {}
-        self._not_for_us: dict[UUID, float] = {}  # sessions that were deferred, and until when we leave them alone
+        self._not_for_us: dict[UUID, float] = {}  # sessions that nobody serves, and until when we leave them alone
         self._wishes: deque[Wish] = deque()
         self._wished = asyncio.Event()
         self._freed = asyncio.Event()
@@ -133,6 +142,7 @@ class Worker:
             ConfigError: a setting is missing or wrong.
         """
         self._build()
+        await database_health.check_schema(self._db)
         await leases.serve(self._db, self._agents.describe())
         await self._retrieval.prepare()
         await asyncio.to_thread(self._heartbeat.register)
@@ -159,6 +169,9 @@ class Worker:
                 warden=self._warden.run(),
             )
             self._vitals.serve()
+            if self._config.pod_name is not None:
+                pod, namespace = self._config.pod_name, self._config.pod_namespace
+                self._serve(podcost=PodCost(lambda: self.running, pod=pod, namespace=namespace).run())
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -216,6 +229,7 @@ class Worker:
             lease_ttl=config.lease_ttl,
             lock_grace=config.lock_grace,
             is_beating=lambda: self._heartbeat.is_heard,
+            observers=Observers(self._traces, self.metrics.turns, clock=self._clock),
             tiers=Tiers(
                 contexts=self._hot.contexts,
                 archive=archive,
@@ -322,7 +336,7 @@ class Worker:
             logger.warning("steps cut short by the end of the grace", extra={"turns": len(left)})
             for run, _ in left:
                 run.cut_short()
-            await asyncio.wait([task for _, task in left], timeout=10)
+            await asyncio.wait([task for _, task in left], timeout=CUT_SHORT)
 
     async def stop(self) -> None:
         """Close everything; turns that are still here come again elsewhere."""
@@ -336,6 +350,7 @@ class Worker:
         await self._ledger.close()
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
+        await asyncio.to_thread(self._traces.close)
         for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
         await self._store.close()
@@ -366,7 +381,7 @@ class Worker:
 
     async def _claim(self, most: int) -> None:
         """Claim together what came together."""
-        sessions: dict[UUID, float] = {}
+        sessions: dict[UUID, float] = {}  # and when this worker was woken for them
         tried: list[Wish] = []
         while self._wishes and len(sessions) < most:
             wish = self._wishes[0]
@@ -452,7 +467,9 @@ class Worker:
                 self._runs.get(run.lease.key, (None,))[0] is run
             ):  # an epoch can come again after a failover that lost it
                 del self._runs[run.lease.key]
-            if run.deferred:
+            if run.deferred and run.record is not None:
+                self.metrics.turns.deferred.labels(agent=run.record.agent).inc()
+            if run.unserved:
                 self._not_for_us[run.lease.session_id] = self._clock.monotonic() + LEAVE_ALONE.total_seconds()
             self._heartbeat.load.running = len(self._runs)
             self._freed.set()

@@ -108,11 +108,12 @@ MAIL = text(f"{_MAIL} ORDER BY m.created_at")
 MAIL_OF_SESSION = text(f"{_MAIL} AND s.id = :session ORDER BY m.created_at")
 MAIL_SEQ = text("SELECT mail_seq FROM sessions WHERE id = :session")
 
+# registered_at stays: a worker of an old version that is started again does not make it the newest one
 SERVE = text("""
 INSERT INTO agents (name, version, queue, description, input_schema, output_schema)
 VALUES (:name, :version, :queue, :description, CAST(:input_schema AS jsonb), CAST(:output_schema AS jsonb))
 ON CONFLICT (name, version) DO UPDATE SET queue = excluded.queue, description = excluded.description,
-   input_schema = excluded.input_schema, output_schema = excluded.output_schema, registered_at = clock_timestamp()""")
+   input_schema = excluded.input_schema, output_schema = excluded.output_schema""")
 
 
 @dataclass(frozen=True, slots=True)
