@@ -101,19 +101,23 @@ def test_each_dependency_that_is_away_is_named_and_nothing_is_dead_or_stuck_for_
     site.postgres.kill()
     site.until(dict.fromkeys(WELL, AWAY))
     assert site.all_live_and_none_stuck()
-    assert _until_figure(site, 0.0) == []
+    _until_the_exporter_counts(site, up=0.0, well=[])
     site.postgres.restart()
     site.until(WELL)
-    assert _until_figure(site, 1.0) == [1.0]
+    _until_the_exporter_counts(site, up=1.0, well=[1.0])
     assert all(process.alive for process in site.processes.values())
 
     _drains(site)
 
 
-def _until_figure(site: Site, up: float) -> list[float]:
-    """How many workers are ok, when the exporter sees, or does not see, Postgres: it looks again after some seconds."""
-    wait_until_sync(lambda: site.figure("longshift_exporter_up", of="exporter") == [up], description=f"up is {up}")
-    return site.figure(r'longshift_workers\{condition="ok"\}', of="exporter")
+def _until_the_exporter_counts(site: Site, *, up: float, well: list[float]) -> None:
+    """``well``: workers that say of themselves that they are ok; the exporter looks again after some seconds."""
+
+    def counted() -> bool:
+        found = site.figure(r'longshift_workers\{condition="ok"\}', of="exporter")
+        return (site.figure("longshift_exporter_up", of="exporter"), found) == ([up], well)
+
+    wait_until_sync(counted, description=f"the exporter says up {up} and {well} ok")
 
 
 def _drains(site: Site) -> None:
