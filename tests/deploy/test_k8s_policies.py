@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from datetime import timedelta
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from typer.main import get_command
 from longshift import underway, worker
 from longshift.cli.app import app
 from longshift.config import Config, load
+from longshift.testing import run
 from longshift_api import server
 from tests.deploy.manifests import COMPONENT, K8S, QUEUE, Fleet, Manifest, called, containers, main_container, render
 
@@ -161,7 +163,9 @@ def test_every_setting_in_the_manifests_is_one_and_loads(fleet: Fleet, monkeypat
         assert deployment["metadata"]["name"] == f"longshift-worker-{queue}"
 
 
-def test_every_process_has_the_settings_that_it_cannot_do_without(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_has_the_settings_that_it_cannot_do_without(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs: dict[str, tuple[Any, ...]] = {
         "api": ("database_url", "redis_url", "artifacts_url"),
         "worker": ("database_url", "redis_url", "artifacts_url"),
@@ -318,3 +322,13 @@ def test_the_commands_of_the_guide_name_what_is_there() -> None:
             words = shlex.split(line.removeprefix("$ "), comments=True)
             for path in (word for word in words if word.startswith("k8s/")):
                 assert (K8S.parent / path).exists(), line
+
+
+def test_the_agent_of_the_trial_in_kind_runs() -> None:
+    spec = spec_from_file_location("smoke", K8S / "overlays" / "kind" / "smoke.py")
+    assert spec is not None
+    assert spec.loader is not None
+    smoke = module_from_spec(spec)
+    spec.loader.exec_module(smoke)
+    assert run(smoke.smoke, 3, fake={smoke.tick: lambda number: number}).output == [0, 1, 2]
+    assert "json_array_length(output) <> input::text::int" in (K8S / "kind.sh").read_text(), "what it is checked by"

@@ -161,9 +161,7 @@ async def test_a_refusal_is_logged_once_and_tried_again(
     assert "first" not in caplog.text, "a token in the log"
 
 
-async def test_what_is_missing_in_the_pod_harms_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_is_missing_in_the_pod_harms_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with keeping(PodCost(lambda: 3, pod="p", account=tmp_path / "nowhere", every=SOON)):
         await wait_until(lambda: len(caplog.records) == 1, description="it is said")
     assert "token" in caplog.records[0].__dict__["reason"]

@@ -75,7 +75,12 @@ class PodCost:
     async def _try(self, running: int) -> None:
         try:
             await self._write(running)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # of ssl: OSError; no text: ValueError
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            OSError,
+            ValueError,
+        ) as error:  # of ssl: OSError; no text: ValueError
             self._failed += 1
             if self._failed == 1:
                 logger.warning(
