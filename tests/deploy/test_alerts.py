@@ -36,7 +36,7 @@ def test_every_alert_is_made_to_fire_and_none_fires_in_a_fleet_that_is_well() ->
     fired = {check["alertname"] for test in others for check in test["alert_rule_test"] if check.get("exp_alerts")}
     assert fired == names
     assert {check["alertname"] for check in well["alert_rule_test"]} == names
-    promtool = [program("promtool"), "test", "rules", UNIT_TESTS]
+    promtool = [str(program("promtool")), "test", "rules", str(UNIT_TESTS)]
     done = subprocess.run(promtool, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 

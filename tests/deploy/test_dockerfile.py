@@ -100,7 +100,7 @@ def container(
     given["PATH"] = f"{Path(sys.executable).parent}:{child_environment()['PATH']}"
     given["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT, ROOT / "workers", ROOT / "api"]))
     tini, *words = images.entrypoint()
-    started = [*as_its_user(), program(tini), *words, *command]
+    started = [*as_its_user(), str(program(tini)), *words, *command]
     with (
         log.open("wb") as output,
         subprocess.Popen(started, cwd="/", env=given, stdout=output, stderr=output) as process,
