@@ -42,9 +42,7 @@ class Figures:
         return {name: getattr(self, name) for name in self.__slots__ if name != "segments"}
 
 
-def figures_of(
-    found: Evidence, pods: Sequence[Pod], *, changes: Sequence[tuple[float, int]], begun: float
-) -> Figures:
+def figures_of(found: Evidence, pods: Sequence[Pod], *, changes: Sequence[tuple[float, int]], begun: float) -> Figures:
     """``begun``: ``time.monotonic()`` at the beginning of the load, to which ``changes`` are relative."""
     drained = [pod for pod in pods if pod.told is not None and pod.ended is not None]
     paused = list(_pauses(found))

@@ -48,7 +48,9 @@ def judge(outcome: Outcome, *, most: int) -> Verdict:
     series = outcome.series
     small = next((now.at for now in series if need[int(now.at)] > now.ready), None)
     grown = next((at for at, _ in outcome.changes if small is not None and at >= small), None)
-    caught = next((now.at for now in series if small is not None and now.at > small and now.ready >= need[int(now.at)]), None)
+    caught = next(
+        (now.at for now in series if small is not None and now.at > small and now.ready >= need[int(now.at)]), None
+    )
     return Verdict(
         reaction=None if small is None or grown is None else grown - small,
         caught_up=None if small is None or caught is None else caught - small,

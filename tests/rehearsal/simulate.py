@@ -94,7 +94,13 @@ class Simulation:
     """One demand, one rule; ``run`` gives what became of it."""
 
     def __init__(
-        self, demand: Demand, model: Model, views: Views, *, rule: Rule | None = None, script: Sequence[tuple[float, int]] = ()
+        self,
+        demand: Demand,
+        model: Model,
+        views: Views,
+        *,
+        rule: Rule | None = None,
+        script: Sequence[tuple[float, int]] = (),
     ) -> None:
         """``rule`` decides, or ``script``: (when, how many), beginning with 1."""
         self._demand, self._model, self._views, self._rule = demand, model, views, rule

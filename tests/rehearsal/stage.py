@@ -27,7 +27,9 @@ BACKLOG = "SELECT * FROM backlog WHERE queue = %s"
 OPEN = "SELECT coalesce(sum(open_turns), 0) FROM sessions"
 HELD = "SELECT w.pid, count(*) FROM sessions s JOIN workers w ON w.id = s.lease_worker GROUP BY w.pid"
 DEFAULTS: Mapping[str, object] = {
-    name: getattr(Config.model_fields[name].default, "total_seconds", lambda: None)() for name in FAST if name != "hot_verify"
+    name: getattr(Config.model_fields[name].default, "total_seconds", lambda: None)()
+    for name in FAST
+    if name != "hot_verify"
 }
 """The settings that test fleets have otherwise; here times are those of production."""
 
