@@ -16,5 +16,5 @@ router = deps.router("agents")
     "/agents", summary="List the agents", response_model=None, responses={200: {"model": AgentList}, **documented()}
 )
 async def list_agents(edge: EdgeDep) -> Response:
-    """Name, version, queue, the JSON Schemas of input and output. Of one name the version registered last is last."""
+    """Name, version, queue, the JSON Schemas of input and output. Of one name the version that new turns get is last."""
     return reply(AgentList(data=[AgentView.of(agent) for agent in await views.agents(edge.db)]))

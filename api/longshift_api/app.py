@@ -40,12 +40,14 @@ from longshift_api import (
     sessions,
     tool_calls,
     turns,
+    workers,
 )
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
 from longshift_api.replies import IDEMPOTENCY_KEY
 from longshift_api.schemas import Problem
 from longshift_api.schemas_tools import ApprovalView, ToolCallView
+from longshift_api.schemas_workers import WorkerView
 from longshift_api.sent import BatchLine
 from longshift_api.spans import Traced
 
@@ -63,6 +65,7 @@ _FURTHER: Final[list[tuple[type[BaseModel], Literal["validation", "serialization
     (BatchLine, "validation"),
     (ToolCallView, "serialization"),
     (ApprovalView, "serialization"),
+    (WorkerView, "serialization"),
 ]
 
 
@@ -87,7 +90,7 @@ def create_app(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -
         # variables of the environment send them.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, health):
+    for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, workers, health):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)

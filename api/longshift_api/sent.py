@@ -58,7 +58,9 @@ class Sent(BaseModel):
 class TurnDraft(Sent):
     agent: Name = Field(description="a registered agent, see GET /v1/agents")
     agent_version: Name | None = Field(
-        None, description="default: the version registered last, pinned by the first attempt"
+        None,
+        description="default: whichever the worker has that makes the first attempt; pinned from then on. The input is "
+        "checked against the newest version that a worker serves",
     )
     input: Any = Field(description="must fit the agent's input schema")
     run_after: AwareDatetime | None = Field(None, description="not before; the turn is `scheduled` until then")
@@ -149,7 +151,7 @@ class CancelBody(Sent):
 
 
 class RetryBody(Sent):
-    agent_version: Name | None = Field(None, description="default: the version registered last")
+    agent_version: Name | None = Field(None, description="default: the newest version that a worker serves")
     deadline: AwareDatetime | None = Field(None, description="the new turn expires then; default: 7 days")
     model_config = ConfigDict(json_schema_extra={"examples": [{"agent_version": "4"}]})
 

@@ -21,7 +21,8 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
     below = getattr(command, "commands", {})
     for word, sub in below.items():
         yield from _commands(sub, f"{name} {word}")
-    if not below:
+    alone = name != "longshift" and getattr(command, "invoke_without_command", False)
+    if not below or alone:
         shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
         options = {option for parameter in shown for option in parameter.opts if option.startswith("--")}
         yield name, options - {"--help"}

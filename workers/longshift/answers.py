@@ -19,6 +19,30 @@ class AgentInfo(TypedDict):
     output_schema: dict[str, Any]
 
 
+class RunningInfo(TypedDict):
+    id: str
+    session_id: str
+    agent: str
+    agent_version: str | None
+    attempts: int
+    since: str  # when this worker claimed it
+    last: str | None  # key of the step, or kind of the event, that was recorded last
+    last_at: str | None
+
+
+class WorkerInfo(TypedDict):
+    id: str
+    version: str | None
+    queues: list[str]
+    agents: list[dict[str, str]]  # name, version
+    slots: int
+    state: str  # ok, unready, stuck, draining, unknown
+    started_at: str
+    heartbeat_at: str
+    running: int  # turns of the caller's that it holds
+    turns: list[RunningInfo]  # the first 20 of them
+
+
 class SessionInfo(TypedDict):
     id: str
     status: str  # idle, busy

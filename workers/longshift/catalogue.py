@@ -66,14 +66,14 @@ class Catalogue:
 
     def __init__(self, agents: Iterable[AgentRecord], *, before: Catalogue | None = None) -> None:
         self._versions: dict[str, dict[str, AgentRecord]] = {}
-        for agent in agents:  # of one name the one registered last comes last
+        for agent in agents:  # of one name the one for new turns comes last
             versions = self._versions.setdefault(agent.name, {})
             versions.pop(agent.version, None)
             versions[agent.version] = agent
         self.validators: dict[tuple[str, str], tuple[AgentRecord, Validator]] = before.validators if before else {}
 
     def find(self, name: str, version: str | None = None) -> AgentRecord:
-        """The agent, in the version asked for or else the one registered last.
+        """The agent, in the version asked for or else the one for new turns.
 
         Raises:
             UnknownAgent: no worker has registered it.

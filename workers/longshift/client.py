@@ -41,6 +41,7 @@ from longshift.answers import (
     ToolCallInfo,
     TurnInfo,
     ValueInfo,
+    WorkerInfo,
 )
 from longshift.clock import SYSTEM, Clock
 from longshift.errors import Unavailable
@@ -78,6 +79,7 @@ __all__ = [
     "ToolCallInfo",
     "TurnInfo",
     "ValueInfo",
+    "WorkerInfo",
 ]
 
 T = TypeVar("T")
@@ -104,10 +106,15 @@ class Client:
     async def close(self) -> None:
         await self._wire.close()
 
-    # -- agents and sessions
+    # -- agents, workers and sessions
 
     async def agents(self) -> list[AgentInfo]:
         found: list[AgentInfo] = (await self._wire.get("/v1/agents"))["data"]
+        return found
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The workers that are alive, and what each of them runs of the caller's turns."""
+        found: list[WorkerInfo] = (await self._wire.get("/v1/workers"))["data"]
         return found
 
     async def create_session(

@@ -19,6 +19,7 @@ from longshift.events import NewEvent
 from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
 from longshift.observing import Observer
 from longshift.underway import UnderWay
+from longshift.watch import Pace
 
 T = TypeVar("T")
 RecallScope = Literal["session", "tenant"]
@@ -136,6 +137,7 @@ class Port(Protocol):
     lease_ttl: timedelta
     underway: UnderWay
     observer: Observer
+    pace: Pace
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         """Record facts durably; raises LeaseLost."""

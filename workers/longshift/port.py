@@ -33,6 +33,7 @@ from longshift.notices import Notices
 from longshift.observing import Observer, Observers
 from longshift.retrieval import Retrieval
 from longshift.underway import UnderWay
+from longshift.watch import Pace
 
 T = TypeVar("T")
 
@@ -86,15 +87,18 @@ class TurnPort:
         self.lease_ttl = outside.lease_ttl
         self.underway = outside.underway
         self.observer = observer
+        self.pace = Pace(outside.clock, between=outside.step_timeout)
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         await self._outside.journal.append(self._lease, events)
+        self.pace.move()
         self._outside.notices.log_grew(self._lease.session_id, self._lease.seq)
 
     async def ready(self) -> None:
         await self._outside.journal.ready()
 
     def emit(self, text: str, *, step: str, attempt: int) -> None:
+        self.pace.move()
         self._outside.notices.delta(
             text, session_id=self._record.session_id, turn_id=self._record.id, step=step, attempt=attempt
         )
@@ -164,7 +168,7 @@ class TurnPort:
         return Elsewhere(child.input_artifact, frozenset(named_in(encode(child.input)))).of(turn)
 
     def _lost(self) -> NoReturn:
-        self._outside.journal.lose(self._lease)
+        self._outside.journal.lose(self._lease, fenced=True)
         raise LeaseLost(f"the lease on session {self._lease.session_id.hex} is gone")
 
     async def in_thread(self, function: Callable[[], T]) -> T:

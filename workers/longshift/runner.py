@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,7 +23,7 @@ from typing import Any
 
 from longshift.agent import Agent, Agents
 from longshift.attempt import Given, Outcome, begun, call, failed, given, left, resumed, stopped, unwind
-from longshift.db import children, leases, log
+from longshift.db import children, leases, log, workers
 from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound, StoreUnavailable, Unavailable
 from longshift.execution import Execution
 from longshift.lease import Lease
@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 TIME_SLICE = timedelta(seconds=5)
 """How long a lease is kept from turn to turn of one session before others get their chance."""
 UNKNOWN_AGENT = timedelta(seconds=5)
-"""Pause before a session whose agent this worker does not have is offered to others again."""
+"""Pause before a session whose agent nobody has is offered again to whoever serves its queue."""
+MISDIRECTED = timedelta(seconds=0.5)
+"""The same if others have the agent: as long as two versions are deployed, a wake-up may find the wrong worker."""
 AWAY = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each attempt to restore a context again while Postgres is away; the last repeats."""
 STORE_AWAY = timedelta(seconds=5)
@@ -77,19 +79,23 @@ class Run:
             woken_at: when this worker heard that there may be work; None: it was not told, but looked.
         """
         self.lease = lease
-        self.claimed_at = claimed_at
         self.woken_at = woken_at
+        self.claimed_at = self.moved_at = (
+            claimed_at  # the latter: when it last came a stage further, while no agent runs
+        )
         self.crashes = crashes
         self.record: TurnRecord | None = None
         self.execution: Execution | None = None
         self.draining = False
         self.started = False  # the turn's row says that it runs
-        self.deferred = False  # nobody knows who has its agent; this worker has not
+        self.deferred = False  # this worker does not have the agent
+        self.unserved = False  # and nobody else has it either
         self.idle = Idle()  # how the turn waits that leaves
         self._nudge: asyncio.Future[Stop] | None = None
         self._after_idle: Stop | None = None
         self.reason = ""  # of a cancel
         self.seen: Observer
+        self.on_started: Callable[[], None] = lambda: None  # told, once, that its first turn has started
         lease.on_lost = self._lost
 
     def begin(self, record: TurnRecord, seen: Observer) -> None:
@@ -198,6 +204,8 @@ class Runner:
             return await self._next(run.lease)
         run.started = True
         seen.started(started)
+        run.on_started()
+        run.on_started = lambda: None
         if had.lost is not None:
             return await self._finish(run, record, had.lost)
         if isinstance(known, Exception):
@@ -245,13 +253,24 @@ class Runner:
 
     async def _defer(self, run: Run, record: TurnRecord) -> None:
         """This worker does not have the agent: leave the turn to one that has, at once if others serve its queue."""
-        elsewhere = record.queue not in self._queues
-        run.deferred = not elsewhere
-        if not elsewhere:
-            logger.warning(
-                "no such agent here, turn deferred", extra={"agent": record.agent, "version": record.agent_version}
-            )
-        await self._give_back(run.lease, delay=timedelta(0) if elsewhere else UNKNOWN_AGENT, queue=record.queue)
+        run.deferred = True
+        if record.queue not in self._queues:
+            await self._give_back(run.lease, queue=record.queue)
+            return
+        served = await self._outside.asking(
+            workers.serves,
+            agent=record.agent,
+            version=record.agent_version,
+            queue=record.queue,
+            but=run.lease.claim.worker_id,
+        )
+        run.unserved = not served
+        logger.log(
+            logging.INFO if served else logging.WARNING,
+            "no such agent here, turn deferred",
+            extra={"agent": record.agent, "version": record.agent_version, "served": served},
+        )
+        await self._give_back(run.lease, delay=MISDIRECTED if served else UNKNOWN_AGENT, queue=record.queue)
 
     async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
         """The turn's input or context cannot be fetched: it waits where it is, holding no worker, and can be cancelled and
@@ -339,7 +358,7 @@ class Runner:
             timer.cancel()
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
             await unwind(task, execution)
-            run.execution = None
+            run.execution, run.moved_at = None, self._outside.clock.monotonic()
         if not ended or stop is Stop.LOST:
             return stop, None
         return Stop.DONE, None if task.cancelled() or task.exception() is not None else task.result()

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -168,6 +169,8 @@ class Stepper:
         limit = (step.timeout or self.execution.port.step_timeout).total_seconds()
         run = running_step()
         silence = Silence(run.watch, step.progress) if run is not None and step.progress is not None else None
+        pace, trial = self.execution.port.pace, object()
+        pace.begin(trial, _longest_silence(step, limit) if step.is_async else inf)
         try:
             async with asyncio.timeout(limit if step.is_async else None) as timer:
                 with UNWATCHED if silence is None else silence.broken_by(timer):
@@ -176,7 +179,8 @@ class Stepper:
                             silence.begin()
                         return await step.function(*args, **kwargs)
                     call = partial(copy_context().run, partial(step.function, *args, **kwargs))
-                    timed = partial(self._timed, call, timer=timer, limit=limit, silence=silence)
+                    begin = partial(self._begin, step, trial, timer=timer, limit=limit, silence=silence)
+                    timed = partial(self._timed, call, begin=begin)
                     value = await self.execution.port.in_thread(timed)
                     return await value if inspect.isawaitable(value) else value
         except TimeoutError:
@@ -192,18 +196,24 @@ class Stepper:
             if self.execution.cancelled_from_outside():
                 raise
             raise RuntimeError("cancelled by its own code") from error
+        finally:
+            pace.end(trial)
 
-    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float, silence: Silence | None) -> Any:
+    def _timed(self, call: Callable[[], Any], *, begin: Callable[[], None]) -> Any:
         """Run ``call``, in a thread; its time begins now, not while it waited for the thread."""
-
-        def begin() -> None:
-            with suppress(RuntimeError):  # the turn has left meanwhile
-                timer.reschedule(self.execution.loop.time() + limit)
-                if silence is not None:
-                    silence.begin()
-
         self.execution.loop.call_soon_threadsafe(begin)
         return call()
+
+    def _begin(
+        self, step: StepDefinition, trial: object, *, timer: asyncio.Timeout, limit: float, silence: Silence | None
+    ) -> None:
+        port = self.execution.port
+        port.underway.thread_began()
+        with suppress(RuntimeError):  # the turn has left meanwhile
+            timer.reschedule(self.execution.loop.time() + limit)
+            port.pace.begin(trial, _longest_silence(step, limit))
+            if silence is not None:
+                silence.begin()
 
     async def _completed(
         self, key: str, step: StepDefinition, digest: str, tried: tuple[Any, int], *, started: datetime
@@ -271,6 +281,11 @@ class Stepper:
         self.execution.replay.diverged.add(call.key)
         payload = {"name": name, "recorded": call.recorded.digest, "called": digest}
         await self.execution.append(Kind.TURN_DIVERGED, call_key=call.key, payload=payload)
+
+
+def _longest_silence(step: StepDefinition, limit: float) -> float:
+    """Seconds that a try may take to its next sign of progress."""
+    return limit if step.progress is None else min(limit, step.progress.total_seconds())
 
 
 def acts(step: StepDefinition) -> bool:

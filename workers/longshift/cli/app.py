@@ -6,7 +6,7 @@ from importlib import metadata
 
 import typer
 
-from longshift.cli import artifacts, decide, keys, look, processes, sessions, tenants, work
+from longshift.cli import artifacts, decide, fleet, keys, look, processes, sessions, tenants, work
 from longshift.cli.exits import EPILOG
 from longshift.cli.torture import torture
 from longshift.cli.up import up
@@ -35,7 +35,8 @@ def options(
         raise typer.Exit
 
 
-_RUN, _WORK, _DECIDE, _LOOK, _KEEP, _TEST = "Run", "Give work", "Decide", "Look", "Keep and delete", "Test"
+_RUN, _OPERATE, _WORK, _DECIDE = "Run", "Operate", "Give work", "Decide"
+_LOOK, _KEEP, _TEST = "Look", "Keep and delete", "Test"
 for panel, commands in (
     (_RUN, (up, processes.worker, processes.api, processes.migrate)),
     (_WORK, (work.submit, work.batch, work.retry, work.cancel)),
@@ -46,6 +47,7 @@ for panel, commands in (
     for command in commands:
         app.command(rich_help_panel=panel, epilog=EPILOG)(command)
 app.add_typer(artifacts.app, name="artifacts", rich_help_panel=_WORK)
+app.add_typer(fleet.app, name="fleet", rich_help_panel=_OPERATE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_RUN)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=_RUN)
 app.add_typer(sessions.app, name="sessions", rich_help_panel=_KEEP)

@@ -85,7 +85,8 @@ def prepare(config: Config, *, database_url: str, key_file: Path) -> tuple[str, 
         Unavailable: Postgres does not answer.
         ConfigError: ``LONGSHIFT_API_KEY`` is too short.
     """
-    migrations.upgrade(database_url)
+    # nobody else is on a Postgres that this stack has started
+    migrations.upgrade(database_url, contract=config.database_url is None)
     kept = None
     with suppress(OSError):
         kept = key_file.read_text(encoding="utf-8").strip()

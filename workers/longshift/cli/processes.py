@@ -17,7 +17,7 @@ from longshift.cli import local
 from longshift.cli.output import put_json, say
 from longshift.cli.show import AsJson
 from longshift.config import Config, child_environment, worker_environment
-from longshift.errors import Unavailable
+from longshift.errors import InUse, Unavailable
 
 API = (sys.executable, "-P", "-m", "longshift_api")
 """Without the current folder on the path: the API imports nothing of a user's."""
@@ -61,29 +61,46 @@ def api(
     os.execve(sys.executable, API, environment)  # noqa: S606 - it takes this process's place, signals and all
 
 
-def migrate(json: AsJson = False) -> None:
-    """Bring the database to the schema of this version. May be repeated."""
-    from longshift.db import migrations
+def migrate(
+    contract: Annotated[
+        bool,
+        typer.Option(
+            "--contract",
+            help="Apply contracting migrations, too, which older software does not survive; refused while some lives.",
+        ),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing: exit with 0 if this software may start on the database.")
+    ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds to go on trying while Postgres is away or (--check) is not migrated."),
+    ] = 0,
+    json: AsJson = False,
+) -> None:
+    """Bring the database to the schema of this version. May be repeated, and under the version before."""
+    from longshift.cli.migrating import bring, may_start
 
-    url = local.load().require("database_url")
-    revision = migrations.upgrade(url)
-    asyncio.run(_make_vectors(url))
+    config = local.load()
+    if check:
+        revision = may_start(config, wait=wait)
+        put_json({"revision": revision}) if json else say(f"this version may start on revision {revision}")
+        return
+    done = bring(config, contract=contract, wait=wait)
     if json:
-        put_json({"revision": revision})
+        put_json({"revision": done.revision, "stopped_before": done.stopped_before})
     else:
-        say(f"the database is at revision {revision}")
-
-
-async def _make_vectors(url: str) -> None:
-    """What needs an extension is no migration: everything works without."""
-    from longshift.db import vectors
-    from longshift.db.database import Database
-
-    db = Database(url, size=2, name="longshift-migrate")
-    try:
-        await vectors.prepare(db)
-    finally:
-        await db.close()
+        say(f"the database is at revision {done.revision}")
+    if done.stopped_before is not None and done.sufficient:
+        say(
+            f"{done.stopped_before} is to come: when nothing older than this version runs any more, run "
+            "`longshift migrate --contract`"
+        )
+    if not done.sufficient:
+        raise InUse(
+            f"this version needs what comes after the contracting migration {done.stopped_before}, which older versions do "
+            "not survive: stop all of them, then run `longshift migrate --contract`"
+        )
 
 
 def _supervise(config: Config) -> int:

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from longshift.db.limits import Patience
+from longshift.db.revision import signed
 from longshift.errors import ConfigError, InvalidInput, Unavailable
 
 Params = Mapping[str, Any]
@@ -90,7 +91,9 @@ class Database:
         timeout: timedelta = timedelta(seconds=10),
         name: str = "longshift",
     ) -> None:
-        """``timeout``: for a free connection, and for each answer of the server."""
+        """``timeout``: for a free connection, and for each answer of the server. ``name``: of the process, in
+        ``pg_stat_activity``, where the newest revision that it knows is added.
+        """
         self._limit = timeout.total_seconds()
         self.engine = create_async_engine(
             driver_url(url),
@@ -103,7 +106,7 @@ class Database:
             hide_parameters=True,  # inputs, results and the like do not belong into a log
             connect_args={
                 "connect_timeout": max(2, round(connect_timeout.total_seconds())),
-                "application_name": name,
+                "application_name": signed(name),
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,

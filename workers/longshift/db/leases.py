@@ -23,7 +23,7 @@ _TAKE = """
 UPDATE sessions s SET lease_worker = CAST(:worker AS uuid), lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
        dispatched_at = NULL, rings = 0, head_waiting = false, idle_since = NULL
   FROM c WHERE s.id = c.id
-RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq, s.crashes"""
+RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq, s.crashes, s.leased_at - s.ready_at AS waited"""
 
 # The worker must have its row and no tombstone: a lease of somebody whose tombstone is long forgotten would never be
 # rescued. The snapshot may be a little old; a claim that slips past its own tombstone is what the repeated rescue is for.
@@ -108,11 +108,12 @@ MAIL = text(f"{_MAIL} ORDER BY m.created_at")
 MAIL_OF_SESSION = text(f"{_MAIL} AND s.id = :session ORDER BY m.created_at")
 MAIL_SEQ = text("SELECT mail_seq FROM sessions WHERE id = :session")
 
+# registered_at stays: a worker of an old version that is started again does not make it the newest one
 SERVE = text("""
 INSERT INTO agents (name, version, queue, description, input_schema, output_schema)
 VALUES (:name, :version, :queue, :description, CAST(:input_schema AS jsonb), CAST(:output_schema AS jsonb))
 ON CONFLICT (name, version) DO UPDATE SET queue = excluded.queue, description = excluded.description,
-   input_schema = excluded.input_schema, output_schema = excluded.output_schema, registered_at = clock_timestamp()""")
+   input_schema = excluded.input_schema, output_schema = excluded.output_schema""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Won:
     claim: Claim
     turn: TurnRecord | None
     crashes: int = 0  # processes that died under it since it last recorded anything
+    waited: timedelta = timedelta(0)  # how long it had been ready
 
 
 async def claim(db: Database, sessions: Collection[UUID], *, worker_id: UUID) -> list[Won]:
@@ -153,7 +155,7 @@ async def _claim(db: Database, statement: TextClause, params: Params) -> list[Wo
             last_seq=end.last_seq,
             last_event_id=end.last_event_id,
         )
-        won.append(Won(lease, turn_record(end) if end.id is not None else None, row.crashes))
+        won.append(Won(lease, turn_record(end) if end.id is not None else None, row.crashes, row.waited))
     return won
 
 

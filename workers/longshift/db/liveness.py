@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 
 from longshift.db.database import Translated, driver_url
 from longshift.db.limits import ThreadPatience
+from longshift.db.revision import signed
 from longshift.model import Condition
 
 LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one sweeper holds
@@ -133,7 +134,7 @@ class Liveness:
             isolation_level="AUTOCOMMIT",
             connect_args={
                 "connect_timeout": max(2, round(connect_timeout.total_seconds())),
-                "application_name": "longshift-heartbeat",
+                "application_name": signed("longshift-heartbeat"),
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,

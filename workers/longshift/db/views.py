@@ -59,8 +59,13 @@ COUNTS = text("""
 SELECT batch_id, status, count(*) AS turns, max(ended_at) AS last_ended_at FROM turns
  WHERE batch_id = ANY(CAST(:batches AS uuid[])) GROUP BY batch_id, status""")
 
+# of one name that version last which new turns get: of those that a worker serves, the one that came last
 AGENTS = text("""
-SELECT name, version, queue, description, input_schema, output_schema, registered_at FROM agents ORDER BY name, registered_at""")
+SELECT name, version, queue, description, input_schema, output_schema FROM agents a
+ ORDER BY name, EXISTS (SELECT 1 FROM workers w
+                         WHERE w.dead_at IS NULL AND w.draining_since IS NULL AND w.drain_asked_at IS NULL AND NOT w.isolated
+                           AND w.heartbeat_at > clock_timestamp() - interval '15 seconds'
+                           AND w.serves @> jsonb_build_array(jsonb_build_array(a.name, a.version))), registered_at""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ async def _counted(db: Database, rows: Sequence[Row[Any]]) -> list[BatchRecord]:
 
 
 async def agents(db: Database) -> list[AgentRecord]:
-    """What workers have registered; of one name the version registered last comes last."""
+    """What workers have registered; of one name that version comes last which turns get that ask for none."""
     return [
         AgentRecord(r.name, r.version, r.queue, r.description, r.input_schema, r.output_schema)
         for r in await db.fetch(AGENTS)

@@ -10,6 +10,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+phase = "expand"  # or "contract": see longshift.db.migrations
+oldest = ""  # the oldest software that understands the schema from now on: as in the script before, if it expands
 
 
 def upgrade() -> None:

@@ -10,6 +10,8 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+phase = "expand"
+oldest = "0001"  # software of that time starts on its own revision only
 
 
 def upgrade() -> None:

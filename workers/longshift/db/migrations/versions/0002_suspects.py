@@ -9,6 +9,8 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+phase = "expand"
+oldest = "0002"  # software of that time starts on its own revision only
 
 
 def upgrade() -> None:

@@ -9,6 +9,8 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+phase = "expand"
+oldest = "0003"  # software of that time starts on its own revision only
 
 MOMENT = sa.DateTime(timezone=True)
 OPEN = "status IN ('scheduled', 'queued', 'running', 'waiting')"

@@ -11,6 +11,8 @@ revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+phase = "expand"
+oldest = "0004"  # software of that time starts on its own revision only
 
 MOMENT = sa.DateTime(timezone=True)
 NOW = sa.text("clock_timestamp()")

@@ -10,6 +10,8 @@ revision = "0005"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
+phase = "expand"
+oldest = "0004"
 
 MOMENT = sa.DateTime(timezone=True)
 
