@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +26,7 @@ from longshift.errors import Unavailable
 from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
+from longshift.tracing import OFF, Traces
 from longshift.warming import Warmer
 from longshift_api import (
     agents,
@@ -47,6 +49,7 @@ from longshift_api.schemas import Problem
 from longshift_api.schemas_tools import ApprovalView, ToolCallView
 from longshift_api.schemas_workers import WorkerView
 from longshift_api.sent import BatchLine
+from longshift_api.spans import Traced
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +69,12 @@ _FURTHER: Final[list[tuple[type[BaseModel], Literal["validation", "serialization
 ]
 
 
-def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
-    """The ASGI application; connections are opened by its lifespan."""
+def create_app(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -> FastAPI:
+    """The ASGI application; connections are opened by its lifespan, which closes ``traces`` as well."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_edge(config, clock=clock) as edge:
+        async with open_edge(config, clock=clock, traces=traces) as edge:
             app.state.edge = edge
             yield
 
@@ -88,12 +91,13 @@ def create_app(config: Config, *, clock: Clock = SYSTEM) -> FastAPI:
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(problems.Outermost)
+    app.add_middleware(Traced)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # the documented way
     return app
 
 
 @asynccontextmanager
-async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[Edge]:
+async def open_edge(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -> AsyncIterator[Edge]:
     """Postgres, Redis, the artifact store and the mailbox over them.
 
     Redis may be away: submissions are accepted without it.
@@ -103,6 +107,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
         Unavailable: Postgres does not answer.
     """
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, traces.close)
         db = Database(
             config.require("database_url"),
             size=config.pool_size,
@@ -135,6 +140,7 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM) -> AsyncIterator[E
             lifecycle=Lifecycle(db, cold, archive, hot.contexts),
             mailbox=mailbox,
             keyring=keyring,
+            traces=traces,
         )
         stack.push_async_callback(_end_probes, edge)
         yield edge

@@ -14,6 +14,7 @@ from longshift.catalogue import Drafts
 from longshift.db import views
 from longshift.errors import NotFound
 from longshift.model import BatchRecord, Prefix, show_id
+from longshift.tracing import names
 from longshift_api import deps, values
 from longshift_api.bodies import idempotency, media_type
 from longshift_api.deps import Caller, Edge, EdgeDep, in_path
@@ -23,6 +24,7 @@ from longshift_api.problems import Refusal, documented
 from longshift_api.replies import REPLAYED, made
 from longshift_api.schemas import BATCH_ID, BatchPage, BatchView, TurnView
 from longshift_api.sent import CancelBody
+from longshift_api.spans import span_of, traceparent_of
 from longshift_api.uploads import take_in
 
 router = deps.router("batches")
@@ -77,14 +79,20 @@ async def submit_batch(request: Request, edge: EdgeDep, caller: Caller) -> Respo
     most = edge.config.max_batch_body
     limit = most if lines else min(most, ARRAY_FACTOR * edge.config.max_body)
     with await take_in(request, limit=limit, what="the batch") as body:
-        drafts: Drafts = JsonLines(body, longest=edge.config.max_body) if lines else await _array(body)
+        traceparent = traceparent_of(request)
+        if lines:
+            drafts: Drafts = JsonLines(body, longest=edge.config.max_body, traceparent=traceparent)
+        else:
+            drafts = await _array(body, traceparent=traceparent)
         accepted = await edge.mailbox.submit_batch(
             drafts,
             tenant_id=caller.tenant_id,
             metadata=metadata,
             idempotency=idempotency(request, bytes.fromhex(body.sha256)),
         )
-    view = await _view(edge, caller, show_id(Prefix.BATCH, accepted.resource_id))
+    batch_id = show_id(Prefix.BATCH, accepted.resource_id)
+    span_of(request).set({names.BATCH_ID: batch_id})
+    view = await _view(edge, caller, batch_id)
     headers = {"Location": view.links["self"], "Retry-After": "1"} | (REPLAYED if accepted.replayed else {})
     return reply(view, status=202, headers=headers)
 
@@ -166,10 +174,10 @@ async def cancel_batch(batch_id: str, edge: EdgeDep, caller: Caller, body: Cance
     return reply(BatchView.of(batch, now=edge.clock.now()), status=202)
 
 
-async def _array(body: Spooled) -> JsonArray:
+async def _array(body: Spooled, *, traceparent: str | None) -> JsonArray:
     def parse() -> JsonArray:
         with body.rewound() as file:
-            return JsonArray(file.read())
+            return JsonArray(file.read(), traceparent=traceparent)
 
     return await asyncio.to_thread(parse)
 

@@ -23,6 +23,7 @@ from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.model import Prefix, Principal, parse_id
+from longshift.tracing import OFF, Traces
 from longshift_api.auth import Keyring, authenticate, bearer
 from longshift_api.bodies import StrictRequest, json_idempotency
 
@@ -40,6 +41,7 @@ class Edge:
     lifecycle: Lifecycle
     mailbox: Mailbox
     keyring: Keyring
+    traces: Traces = OFF
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now
     probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)  # questions of /readyz under way
 

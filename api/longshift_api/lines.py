@@ -22,8 +22,9 @@ MOST_ITEMS = 1_000
 class JsonLines:
     """One turn on each line; blank lines are skipped, but counted. ``longest``: bytes of one line."""
 
-    def __init__(self, body: Spooled, *, longest: int) -> None:
+    def __init__(self, body: Spooled, *, longest: int, traceparent: str | None = None) -> None:
         self._body = body
+        self._traceparent = traceparent
         self._longest = longest
 
     def __iter__(self) -> Iterator[Draft | Misfit]:
@@ -40,7 +41,7 @@ class JsonLines:
                 if len(line) > self._longest:
                     yield _misfit(number, f"longer than the {self._longest:,} bytes allowed for one turn")
                 else:
-                    yield _parsed(number, line)
+                    yield _parsed(number, line, self._traceparent)
 
 
 class JsonArray:
@@ -50,17 +51,17 @@ class JsonArray:
         InvalidInput: not an array, or too many items.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, *, traceparent: str | None = None) -> None:
         items = parse_json(body)
         if not isinstance(items, list):
             raise InvalidInput('a batch in JSON is an array of turns: [{"agent": ..., "input": ...}, ...]')
         if len(items) > MOST_ITEMS:
             raise InvalidInput(f"an array may have {MOST_ITEMS:,} turns, not {len(items):,}: send JSON lines instead")
-        self._items = items
+        self._items, self._traceparent = items, traceparent
 
     def __iter__(self) -> Iterator[Draft | Misfit]:
         for number, item in enumerate(self._items, start=1):
-            yield _drafted(number, item)
+            yield _drafted(number, item, self._traceparent)
 
 
 def _lines(file: IO[bytes], longest: int) -> Iterator[bytes]:
@@ -72,16 +73,16 @@ def _lines(file: IO[bytes], longest: int) -> Iterator[bytes]:
         yield head.rstrip(b"\r\n")
 
 
-def _parsed(number: int, line: bytes) -> Draft | Misfit:
+def _parsed(number: int, line: bytes, traceparent: str | None) -> Draft | Misfit:
     try:
-        return _drafted(number, parse_json(line))
+        return _drafted(number, parse_json(line), traceparent)
     except InvalidInput as error:
         return _misfit(number, str(error))
 
 
-def _drafted(number: int, value: Json) -> Draft | Misfit:
+def _drafted(number: int, value: Json, traceparent: str | None) -> Draft | Misfit:
     try:
-        return BatchLine.model_validate(value).draft(line=number)
+        return BatchLine.model_validate(value).draft(line=number, traceparent=traceparent)
     except ValidationError as error:
         return Misfit(number, misfits(error))
 

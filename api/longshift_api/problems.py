@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from longshift import telemetry
 from longshift.db.database import UniqueConflict
 from longshift.errors import (
     ArtifactCorrupt,
@@ -208,7 +209,8 @@ class Outermost:
             await send(message)
 
         try:
-            await self._app(scope, receive, tagged)
+            with telemetry.about(request_id=request_id):
+                await self._app(scope, receive, tagged)
         except ClientDisconnect:
             return
         except Exception as error:

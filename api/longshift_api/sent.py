@@ -102,7 +102,7 @@ class BatchLine(TurnDraft):
         }
     )
 
-    def draft(self, *, line: int) -> Draft:
+    def draft(self, *, line: int, traceparent: str | None = None) -> Draft:
         return Draft(
             agent=self.agent,
             input=self.input,
@@ -112,6 +112,7 @@ class BatchLine(TurnDraft):
             deadline=self.deadline,
             metadata=self.metadata,
             custom_id=self.custom_id,
+            traceparent=traceparent,
             line=line,
         )
 

@@ -15,6 +15,7 @@ from longshift import config as settings
 from longshift import telemetry
 from longshift.config import Config
 from longshift.errors import ConfigError, LongshiftError, Unavailable
+from longshift.tracing import open_traces
 from longshift_api.app import create_app
 
 logger = logging.getLogger(__name__)
@@ -80,9 +81,11 @@ async def serve(config: Config, *, listener: socket.socket | None = None) -> Non
         ConfigError: a setting is wrong, the port is taken, or the database has not been migrated.
         Unavailable: Postgres does not answer.
     """
+    traces = open_traces(config, service="longshift-api")
+    traces.share()
     listener = listener or bind(config.host, config.port)
     with listener:
-        app = create_app(config)
+        app = create_app(config, traces=traces)
         async with app.router.lifespan_context(app):  # here and not in uvicorn, which would print a traceback
             host, port = listener.getsockname()[:2]
             logger.info("the api listens", extra={"host": host, "port": port})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import Query, Request, Response
@@ -11,7 +10,8 @@ from pydantic import AwareDatetime
 from longshift.db import views
 from longshift.db.views import TurnFilter
 from longshift.errors import Conflict, IdempotencyMismatch, NotFound
-from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id
+from longshift.model import Prefix, TurnRecord, TurnStatus, parse_id, show_id
+from longshift.tracing import names
 from longshift_api import deps, values
 from longshift_api.deps import Caller, Edge, EdgeDep, Promise, in_path
 from longshift_api.pages import METADATA_FILTER, Cursor, Limit, cut, metadata_of, only, read_cursor, reply
@@ -20,10 +20,10 @@ from longshift_api.replies import REPLAYED, etag, made, matches, retry_after
 from longshift_api.schemas import TURN_ID, TurnPage, TurnView
 from longshift_api.schemas_tools import StepPage, StepView
 from longshift_api.sent import CancelBody, RetryBody, TurnBody
+from longshift_api.spans import span_of, traceparent_of
 from longshift_api.waiting import change_of, wanted_wait
 
 router = deps.router("turns")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 After = Annotated[int, Query(ge=0, le=2**62, description="steps with a greater seq")]
 StepLimit = Annotated[int, Query(ge=1, le=1000)]
 _FILTERS = ("limit", "cursor", "status", "agent", "session_id", "batch_id", "created_at[gte]")
@@ -38,9 +38,9 @@ _ACCEPTED = {
 )
 async def submit(request: Request, body: TurnBody, edge: EdgeDep, caller: Caller, promise: Promise) -> Response:
     """Answered once the turn is committed: it will reach a terminal state, whatever happens to workers."""
-    draft = body.draft(traceparent=_traceparent(request))
+    draft = body.draft(traceparent=traceparent_of(request))
     accepted = await edge.mailbox.submit(draft, tenant_id=caller.tenant_id, on_busy=body.on_busy, idempotency=promise)
-    return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
+    return await _accepted(request, edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
 
 
 @router.post(
@@ -54,9 +54,9 @@ async def submit_to_session(
     session_id: str, request: Request, body: TurnBody, edge: EdgeDep, caller: Caller, promise: Promise
 ) -> Response:
     """Turns of a session run one at a time, in the order in which they were accepted; ``on_busy`` decides otherwise."""
-    draft = body.draft(session_id=in_path(Prefix.SESSION, session_id), traceparent=_traceparent(request))
+    draft = body.draft(session_id=in_path(Prefix.SESSION, session_id), traceparent=traceparent_of(request))
     accepted = await edge.mailbox.submit(draft, tenant_id=caller.tenant_id, on_busy=body.on_busy, idempotency=promise)
-    return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
+    return await _accepted(request, edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
 
 
 @router.get(
@@ -181,7 +181,7 @@ async def cancel_turn(turn_id: str, edge: EdgeDep, caller: Caller, body: CancelB
     },
 )
 async def retry_turn(
-    turn_id: str, edge: EdgeDep, caller: Caller, promise: Promise, body: RetryBody | None = None
+    turn_id: str, request: Request, edge: EdgeDep, caller: Caller, promise: Promise, body: RetryBody | None = None
 ) -> Response:
     """A new turn, last in the same session, with the same input and metadata. It goes on from the last step that the turn
     has recorded: what was completed is not done again, what failed is tried again.
@@ -196,6 +196,7 @@ async def retry_turn(
             tenant_id=caller.tenant_id,
             agent_version=wanted.agent_version,
             deadline=wanted.deadline,
+            traceparent=traceparent_of(request),
             idempotency=promise,
         )
     except IdempotencyMismatch:
@@ -204,7 +205,7 @@ async def retry_turn(
         status = (await _find(edge, caller, turn_id)).status
         code = "succeeded" if status is TurnStatus.SUCCEEDED else "retried" if status.terminal else "not_ended"
         raise Refusal(409, code, str(error)) from None
-    return await _accepted(edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
+    return await _accepted(request, edge, caller, accepted.resource_id.hex, replayed=accepted.replayed)
 
 
 @router.get(
@@ -226,8 +227,12 @@ async def turn_steps(
     return reply(StepPage(data=data, has_more=cut_short or len(found) > limit, next=following))
 
 
-async def _accepted(edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:
+async def _accepted(request: Request, edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:
     turn = await _find(edge, caller, turn_id)
+    span = span_of(request)
+    span.set({names.TURN_ID: show_id(Prefix.TURN, turn.id), names.SESSION_ID: show_id(Prefix.SESSION, turn.session_id)})
+    if turn.traceparent not in (None, span.traceparent):  # a retry, or a repeated request
+        span.link(turn.traceparent)
     view = await _view(edge, turn)
     headers = _headers(edge, turn) | {"Location": view.links["self"]} | (REPLAYED if replayed else {})
     return reply(view, status=202, headers=headers)
@@ -260,8 +265,3 @@ def _headers(edge: Edge, turn: TurnRecord) -> dict[str, str]:
     if not turn.status.terminal:
         headers["Retry-After"] = str(retry_after(turn, edge.clock.now()))
     return headers
-
-
-def _traceparent(request: Request) -> str | None:
-    given = request.headers.get("traceparent", "")
-    return given if _TRACEPARENT.match(given) else None

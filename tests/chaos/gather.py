@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import psycopg
 import redis
@@ -16,8 +17,8 @@ from longshift.context import DRIFT
 from longshift.model import Json
 from longshift.testing.waiting import wait_until
 from tests.chaos.edge import Edge
-from tests.chaos.evidence import Evidence, Key
-from tests.chaos.stage import Stage
+from tests.chaos.evidence import Death, Evidence, Key
+from tests.support.fleet import Fleet
 
 AT_ONCE = 8
 SETTLED = 20.0
@@ -28,6 +29,17 @@ CHAINED = re.compile(r"\n\n(?:The above exception was|During handling of)[^\n]*\
 HELD = "SELECT count(*) FROM sessions WHERE lease_worker IS NOT NULL"
 ARCHIVED = "SELECT count(*) FROM archives"
 HELD_BY_THE_DEAD = "SELECT count(*) FROM sessions s JOIN workers w ON w.id = s.lease_worker WHERE w.dead_at IS NOT NULL"
+
+
+class Stage(Protocol):
+    """Where it happened: ``tests.chaos.stage``, or another one."""
+
+    fleet: Fleet
+    database_url: str
+    deaths: list[Death]
+
+    @property
+    def redis_url(self) -> str: ...
 
 
 async def gather_api(edge: Edge, found: Evidence) -> None:

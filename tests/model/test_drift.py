@@ -112,7 +112,11 @@ NEVER = {  # what would make another protocol of it
     "upkeep.RESCUE": ("LEFT JOIN workers", "NOT EXISTS", "dead_at"),  # whose it is decides, not who lives
 }
 CODE = {
-    Journal._judge: ("standing.event_id == write.events[0].id", "standing.last_seq == lease.seq", "self.lose(lease)"),
+    Journal._judge: (
+        "standing.event_id == write.events[0].id",
+        "standing.last_seq == lease.seq",
+        "self.lose(lease, fenced=True)",
+    ),
     Journal._compare: ("(standing.last_seq, standing.last_event_id) != (lease.seq, lease.event_id)",),
     Journal._take: ("if lease.unacked is None:",),
     Journal._doubt: ("self.suspect(",),

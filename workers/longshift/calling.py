@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from longshift.contract import Verdict
 from longshift.errors import ControlFlow, Diverged, NotDone, TurnEvicted
 from longshift.events import Kind, encode
+from longshift.metrics.turns import REPLAYED
 from longshift.model import CallStatus, Effect, Json, NewCall, Prefix, ToolCallRecord, parse_id
 from longshift.offload import Laid
 from longshift.place import running_step, step_place
@@ -137,7 +138,7 @@ class Caller:
     async def _repeatable(self, trial: Try) -> Any:
         begun = await self.execution.port.begin_call(trial.row)
         if isinstance(begun, ToolCallRecord):
-            return await self._records.stands(trial, begun)
+            return await self._replayed(trial, begun)
         trial.begun = begun
         try:
             value = await self._made(trial, check=lambda: None)
@@ -164,7 +165,8 @@ class Caller:
 
         token = making.set(Making(trial.call, begin))
         try:
-            return await self._stepper.once(trial.step, trial.args, trial.kwargs)
+            with self.execution.port.observer.call(trial.spec, trial.name):
+                return await self._stepper.once(trial.step, trial.args, trial.kwargs)
         finally:
             making.reset(token)
 
@@ -306,7 +308,12 @@ class Caller:
             record = await port.look_up_call(trial.row.id) or record
         if record.status is CallStatus.FAILED:
             return _Again(over=None)
-        return _Value(await self._records.stands(trial, record))
+        return _Value(await self._replayed(trial, record))
+
+    async def _replayed(self, trial: Try, record: ToolCallRecord) -> Any:
+        """What stands in the ledger is the result; nothing was called for it."""
+        self.execution.port.observer.call_ended(trial.spec.effect, REPLAYED)
+        return await self._records.stands(trial, record)
 
     async def _ask(self, trial: Try) -> Done[Any] | Absent | Unknown:
         """What ``reconcile`` says; whatever else it does is no answer."""

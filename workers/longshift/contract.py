@@ -17,7 +17,9 @@ from longshift.clock import Clock
 from longshift.errors import Unavailable
 from longshift.events import NewEvent
 from longshift.model import CallOutcome, Json, NewCall, ToolCallRecord
+from longshift.observing import Observer
 from longshift.underway import UnderWay
+from longshift.watch import Pace
 
 T = TypeVar("T")
 RecallScope = Literal["session", "tenant"]
@@ -134,6 +136,8 @@ class Port(Protocol):
     max_value: int
     lease_ttl: timedelta
     underway: UnderWay
+    observer: Observer
+    pace: Pace
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         """Record facts durably; raises LeaseLost."""

@@ -111,6 +111,7 @@ class Execution:
         await self.settle()
         self.check()
         self._steps += 1
+        self.port.pace.move()
         try:
             yield
         finally:
@@ -173,6 +174,7 @@ class Execution:
         ours = step is not None and step.definition.ours
         self._steps -= ours
         self._quieten()
+        self.port.pace.move()  # what waits for a store has not come to a stop
         try:
             await self.port.back_off(seconds)
             if ours and self._draining:

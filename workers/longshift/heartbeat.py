@@ -29,8 +29,6 @@ from longshift.model import Condition, new_id
 logger = logging.getLogger(__name__)
 STALLED = 70
 """Exit code of a process whose event loop stopped (EX_SOFTWARE)."""
-TICK = 0.25
-"""Seconds between two ticks of the loop."""
 
 
 @dataclass(slots=True)
@@ -206,10 +204,3 @@ def _die(silent: float) -> None:
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
     finally:  # also without a standard error to write to
         os._exit(STALLED)
-
-
-async def tick(load: Load, *, clock: Clock) -> None:
-    """Prove, for ever, that the loop turns."""
-    while True:
-        load.tick = clock.monotonic()
-        await asyncio.sleep(TICK)

@@ -25,6 +25,7 @@ from random import random
 from typing import Any
 from uuid import UUID
 
+from longshift.clock import SYSTEM, Clock
 from longshift.db import log
 from longshift.db.database import Database, UniqueConflict
 from longshift.db.log import Append, Done, Finish, Leave, Standing, Start, Write
@@ -32,6 +33,7 @@ from longshift.ending import end
 from longshift.errors import InvalidInput, LeaseLost, Unavailable
 from longshift.events import NewEvent
 from longshift.lease import Entry, Lease
+from longshift.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,10 @@ Item = tuple[Lease, Write]
 class Lane:
     """Leases whose next write is of one kind."""
 
-    def __init__(self, statement: Statement) -> None:
+    def __init__(self, statement: Statement, *, kind: type[Write], metrics: WorkerMetrics) -> None:
         self.statement = statement
+        name = kind.__name__.lower()
+        self.rows, self.seconds = metrics.batch_rows.labels(name), metrics.batch_seconds.labels(name)
         self.leases: deque[Lease] = deque()
         self.filled = asyncio.Event()
         self.in_flight = False
@@ -60,15 +64,25 @@ class Lane:
 class Journal:
     """All log writes of one worker process."""
 
-    def __init__(self, db: Database, *, batch_rows: int = 500, batch_bytes: int = 4 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        db: Database,
+        *,
+        batch_rows: int = 500,
+        batch_bytes: int = 4 * 1024 * 1024,
+        metrics: WorkerMetrics | None = None,
+        clock: Clock = SYSTEM,
+    ) -> None:
         self._db = db
         self._rows, self._bytes = batch_rows, batch_bytes
-        self._lanes: dict[type[Write], Lane] = {
-            Append: Lane(log.append),
-            Start: Lane(log.start),
-            Finish: Lane(log.finish),
-            Leave: Lane(log.leave),
+        self._metrics, self._clock = metrics or WorkerMetrics(), clock
+        statements: dict[type[Write], Statement] = {
+            Append: log.append,
+            Start: log.start,
+            Finish: log.finish,
+            Leave: log.leave,
         }
+        self._lanes = {kind: Lane(each, kind=kind, metrics=self._metrics) for kind, each in statements.items()}
         self._leases: dict[tuple[UUID, int], Lease] = {}
         self._open = asyncio.Event()
         self._open.set()
@@ -202,6 +216,7 @@ class Journal:
         return Append(lease.claim, lease.seq + 1, events), entries
 
     async def _commit(self, lane: Lane, batch: list[Item]) -> None:
+        sent = self._clock.monotonic()
         try:
             with self._db.since(self._breaks):
                 answers = await lane.statement(self._db, [write for _, write in batch])
@@ -212,6 +227,8 @@ class Journal:
             await self._isolate(lane, batch, error)
             return
         self._setbacks = 0
+        lane.seconds.observe(self._clock.monotonic() - sent)
+        lane.rows.observe(sum(len(write.events) for _, write in batch))
         missing = []
         for lease, write in batch:
             done = answers.get(write.key)
@@ -264,7 +281,7 @@ class Journal:
         elif standing.held and standing.event_id is None and standing.last_seq == lease.seq:
             asyncio.get_running_loop().call_later(delay, self._dispatch, lease)
         else:
-            self.lose(lease)
+            self.lose(lease, fenced=True)
 
     # -- outcomes
 
@@ -302,10 +319,12 @@ class Journal:
                 entries[0].future.set_exception(error)
         self._dispatch(lease)
 
-    def lose(self, lease: Lease) -> None:
-        """The lease is gone: everything that waits on it learns so."""
+    def lose(self, lease: Lease, *, fenced: bool = False) -> None:
+        """The lease is gone: everything that waits on it learns so. ``fenced``: found out by a write that Postgres refused."""
         if lease.lost:
             return
+        if fenced:
+            self._metrics.fenced.inc()
         lease.lost, lease.in_flight = True, False
         self.drop(lease)
         entries = [*(lease.unacked[1] if lease.unacked else ()), *lease.queue]

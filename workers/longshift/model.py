@@ -116,6 +116,14 @@ class Effect(StrEnum):
     IRREVERSIBLE = "irreversible"  # something that must not happen twice: never call again in doubt
 
 
+class StepKind(StrEnum):
+    """What a step does, for whoever watches the fleet."""
+
+    STEP = "step"
+    TOOL = "tool"
+    MODEL = "model"  # asks one, for an agent of a framework
+
+
 class Dedupe(StrEnum):
     """How far the key of a tool call reaches: within it the same input is the same call."""
 

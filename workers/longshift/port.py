@@ -30,8 +30,10 @@ from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.model import ArtifactRecord, CallOutcome, NewCall, NewTurn, Prefix, ToolCallRecord, TurnRecord, show_id
 from longshift.notices import Notices
+from longshift.observing import Observer, Observers
 from longshift.retrieval import Retrieval
 from longshift.underway import UnderWay
+from longshift.watch import Pace
 
 T = TypeVar("T")
 
@@ -59,6 +61,7 @@ class Outside:
     lease_ttl: timedelta
     lock_grace: timedelta
     is_beating: Callable[[], bool]  # whether the worker's heart was heard less than ``lock_grace`` ago; from any thread
+    observers: Observers = field(default_factory=Observers)
     tiers: Tiers = field(default_factory=Tiers)  # where contexts come from besides Postgres
 
     async def asking(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
@@ -74,7 +77,7 @@ class Outside:
 class TurnPort:
     """The ``Port`` of one turn on a worker."""
 
-    def __init__(self, outside: Outside, lease: Lease, record: TurnRecord) -> None:
+    def __init__(self, outside: Outside, lease: Lease, record: TurnRecord, *, observer: Observer) -> None:
         self._outside = outside
         self._lease = lease
         self._record = record
@@ -83,15 +86,19 @@ class TurnPort:
         self.inline, self.max_event, self.max_value = outside.inline, outside.max_event, outside.max_value
         self.lease_ttl = outside.lease_ttl
         self.underway = outside.underway
+        self.observer = observer
+        self.pace = Pace(outside.clock, between=outside.step_timeout)
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         await self._outside.journal.append(self._lease, events)
+        self.pace.move()
         self._outside.notices.log_grew(self._lease.session_id, self._lease.seq)
 
     async def ready(self) -> None:
         await self._outside.journal.ready()
 
     def emit(self, text: str, *, step: str, attempt: int) -> None:
+        self.pace.move()
         self._outside.notices.delta(
             text, session_id=self._record.session_id, turn_id=self._record.id, step=step, attempt=attempt
         )
@@ -154,13 +161,14 @@ class TurnPort:
             id=child.id,
             parent_turn_id=self._record.id,
             queue=child.queue or turn.queue,
+            traceparent=self.observer.traceparent,
         )
         if child.input_artifact is None:
             return turn
         return Elsewhere(child.input_artifact, frozenset(named_in(encode(child.input)))).of(turn)
 
     def _lost(self) -> NoReturn:
-        self._outside.journal.lose(self._lease)
+        self._outside.journal.lose(self._lease, fenced=True)
         raise LeaseLost(f"the lease on session {self._lease.session_id.hex} is gone")
 
     async def in_thread(self, function: Callable[[], T]) -> T:

@@ -124,6 +124,7 @@ class Records:
         port = self._execution.port
         standing = await port.end_call(trial.row, outcome, epoch=epoch)
         port.underway.open_ends.discard(trial.row.id)
+        port.observer.call_ended(trial.spec.effect, outcome.status if standing is None else standing.status)
         return standing
 
     async def stands(self, trial: Try, record: ToolCallRecord) -> Any:

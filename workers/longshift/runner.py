@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -28,6 +28,7 @@ from longshift.errors import ArtifactCorrupt, InvalidInput, LeaseLost, NotFound,
 from longshift.execution import Execution
 from longshift.lease import Lease
 from longshift.model import MailKind, MailRecord, TurnRecord, TurnStatus
+from longshift.observing import Observer
 from longshift.port import Outside, TurnPort
 from longshift.restoring import Known, Restorer
 
@@ -70,10 +71,18 @@ class Idle:
 class Run:
     """One session on this worker: its lease, and whichever of its turns is running."""
 
-    def __init__(self, lease: Lease, *, claimed_at: float, crashes: int = 0) -> None:
-        """``crashes``: processes that died under the session's turn since it last recorded anything."""
+    def __init__(self, lease: Lease, *, claimed_at: float, crashes: int = 0, woken_at: float | None = None) -> None:
+        """
+        Args:
+            claimed_at: monotonic, as ``woken_at``.
+            crashes: processes that died under the session's turn since it last recorded anything.
+            woken_at: when this worker heard that there may be work; None: it was not told, but looked.
+        """
         self.lease = lease
-        self.claimed_at = claimed_at
+        self.woken_at = woken_at
+        self.claimed_at = self.moved_at = (
+            claimed_at  # the latter: when it last came a stage further, while no agent runs
+        )
         self.crashes = crashes
         self.record: TurnRecord | None = None
         self.execution: Execution | None = None
@@ -85,9 +94,12 @@ class Run:
         self._nudge: asyncio.Future[Stop] | None = None
         self._after_idle: Stop | None = None
         self.reason = ""  # of a cancel
+        self.seen: Observer
+        self.on_started: Callable[[], None] = lambda: None  # told, once, that its first turn has started
         lease.on_lost = self._lost
 
-    def begin(self, record: TurnRecord) -> None:
+    def begin(self, record: TurnRecord, seen: Observer) -> None:
+        self.seen = seen
         self.record, self.execution, self.reason, self.started = record, None, "", False
         self._nudge, self._after_idle = asyncio.get_running_loop().create_future(), None
 
@@ -169,9 +181,8 @@ class Runner:
             self._outside.journal.drop(lease)
             lease.on_lost = None  # it points to the run, which points to the lease
 
-    async def _run_turn(self, run: Run, record: TurnRecord) -> TurnRecord | None:
+    async def _run_turn(self, run: Run, record: TurnRecord, seen: Observer) -> TurnRecord | None:
         """Run one turn; the next one of the session, if the lease was kept for it."""
-        run.begin(record)
         mail = await self._mail(run, record)
         if mail is not None:
             return await self._finish(run, record, _ended_by(mail))
@@ -192,11 +203,14 @@ class Runner:
         if started is None:
             return await self._next(run.lease)
         run.started = True
+        seen.started(started)
+        run.on_started()
+        run.on_started = lambda: None
         if had.lost is not None:
             return await self._finish(run, record, had.lost)
         if isinstance(known, Exception):
             raise known
-        port = TurnPort(self._outside, run.lease, record)
+        port = TurnPort(self._outside, run.lease, record, observer=seen)
         execution = resumed(record, known.recorded, before=known.before, port=port, now=started, pointer=had.pointer)
         stop, result = await self._drive(run, agent, execution)
         match stop:
@@ -217,10 +231,13 @@ class Runner:
     # -- the stages
 
     async def _run_turn_or_give_up(self, run: Run, record: TurnRecord) -> TurnRecord | None:
-        try:
-            return await self._run_turn(run, record)
-        except BROKEN as error:
-            return await self._give_up(run, record, error)
+        woken_at, run.woken_at = run.woken_at, None  # by which the first turn of the session came here
+        with self._outside.observers.attempt(record, run.lease.claim, woken_at=woken_at) as seen:
+            run.begin(record, seen)
+            try:
+                return await self._run_turn(run, record, seen)
+            except BROKEN as error:
+                return await self._give_up(run, record, error)
 
     async def _give_up(self, run: Run, record: TurnRecord, error: Exception) -> TurnRecord | None:
         """What is stored of a turn, or was to be, cannot be handled, and never will be: the turn fails.
@@ -341,7 +358,7 @@ class Runner:
             timer.cancel()
             ended = task.done()  # by itself: what an agent returns while it is being unwound is not its answer
             await unwind(task, execution)
-            run.execution = None
+            run.execution, run.moved_at = None, self._outside.clock.monotonic()
         if not ended or stop is Stop.LOST:
             return stop, None
         return Stop.DONE, None if task.cancelled() or task.exception() is not None else task.result()
@@ -373,6 +390,7 @@ class Runner:
             ),
         )
         self._restorer.hand_on(lease)
+        run.seen.ended(outcome.status, error=outcome.error)
         self._tell(lease, record, outcome.status)
         if record.parent_turn_id is not None:
             self._outside.mailroom.child_ended(record.id)
@@ -395,6 +413,7 @@ class Runner:
                 lease.claim, seq, (event,), record.id, status, idle.until, seen, clock.now(), idle.stops_clock
             ),
         )
+        run.seen.left(status)
         self._tell(lease, record, status)
         if done.flag:
             self._outside.notices.ring(lease.session_id, record.queue, first=not waits)

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +19,7 @@ from longshift.contract import Verdict
 from longshift.errors import Diverged, OutcomeUnknown, StepFailed, StepTimeout, ToolDenied
 from longshift.events import Kind, NewEvent, encode, storable
 from longshift.model import Effect, Json
+from longshift.observing import Seen
 from longshift.offload import check_size, size_of
 from longshift.place import StepRun, running_step, step_place, told
 from longshift.replay import Call, Scope
@@ -105,19 +107,21 @@ class Stepper:
                 await self.execution.branches.rest(due)
             async with self.execution.stepping():
                 started = started or self.execution.port.clock.now()
-                try:
-                    tried = await self._tries(step, key, args, kwargs, attempt=attempt + 1, scope=scope)
+                with self.execution.port.observer.step(step, key) as seen:
+                    try:
+                        tried = await self._tries(step, key, args, kwargs, attempt=attempt + 1, scope=scope, seen=seen)
+                        if not isinstance(tried, Pause):
+                            event, value, now = await self._completed(key, step, digest, tried, started=started)
+                    except Exception as error:
+                        await self._failed(key, step, digest, error, scope=scope)
+                        raise _failure(step, error) from error
                     if not isinstance(tried, Pause):
-                        event, value, now = await self._completed(key, step, digest, tried, started=started)
-                except Exception as error:
-                    await self._failed(key, step, digest, error, scope=scope)
-                    raise _failure(step, error) from error
-                if not isinstance(tried, Pause):
-                    self.execution.check()
-                    await self.execution.port.append([event])
-                    scope.now = now
-                    return value
-                await self._postponed(key, step, tried)
+                        self.execution.check()
+                        await self.execution.port.append([event])
+                        scope.now = now
+                        return value
+                    await self._postponed(key, step, tried)
+                    seen.postponed()
                 attempt, due = tried.attempt, tried.due
 
     async def _tries(
@@ -129,6 +133,7 @@ class Stepper:
         *,
         attempt: int,
         scope: Scope,
+        seen: Seen,
     ) -> tuple[Any, int] | Pause:
         """The result and the number of tries it took; a pause, if the next try comes too late to wait for it here."""
         port = self.execution.port
@@ -142,6 +147,7 @@ class Stepper:
             except Exception as error:
                 if not step.retry.again(error, attempt=attempt):
                     raise
+                seen.retried()
                 # not the turn's random numbers: those would differ on a replay, which pauses for nothing
                 pause = step.retry.pause(attempt, random=Random(), error=error, now=port.clock.now())
                 if pause >= LONG.total_seconds():
@@ -163,6 +169,8 @@ class Stepper:
         limit = (step.timeout or self.execution.port.step_timeout).total_seconds()
         run = running_step()
         silence = Silence(run.watch, step.progress) if run is not None and step.progress is not None else None
+        pace, trial = self.execution.port.pace, object()
+        pace.begin(trial, _longest_silence(step, limit) if step.is_async else inf)
         try:
             async with asyncio.timeout(limit if step.is_async else None) as timer:
                 with UNWATCHED if silence is None else silence.broken_by(timer):
@@ -171,7 +179,8 @@ class Stepper:
                             silence.begin()
                         return await step.function(*args, **kwargs)
                     call = partial(copy_context().run, partial(step.function, *args, **kwargs))
-                    timed = partial(self._timed, call, timer=timer, limit=limit, silence=silence)
+                    begin = partial(self._begin, step, trial, timer=timer, limit=limit, silence=silence)
+                    timed = partial(self._timed, call, begin=begin)
                     value = await self.execution.port.in_thread(timed)
                     return await value if inspect.isawaitable(value) else value
         except TimeoutError:
@@ -187,18 +196,24 @@ class Stepper:
             if self.execution.cancelled_from_outside():
                 raise
             raise RuntimeError("cancelled by its own code") from error
+        finally:
+            pace.end(trial)
 
-    def _timed(self, call: Callable[[], Any], *, timer: asyncio.Timeout, limit: float, silence: Silence | None) -> Any:
+    def _timed(self, call: Callable[[], Any], *, begin: Callable[[], None]) -> Any:
         """Run ``call``, in a thread; its time begins now, not while it waited for the thread."""
-
-        def begin() -> None:
-            with suppress(RuntimeError):  # the turn has left meanwhile
-                timer.reschedule(self.execution.loop.time() + limit)
-                if silence is not None:
-                    silence.begin()
-
         self.execution.loop.call_soon_threadsafe(begin)
         return call()
+
+    def _begin(
+        self, step: StepDefinition, trial: object, *, timer: asyncio.Timeout, limit: float, silence: Silence | None
+    ) -> None:
+        port = self.execution.port
+        port.underway.thread_began()
+        with suppress(RuntimeError):  # the turn has left meanwhile
+            timer.reschedule(self.execution.loop.time() + limit)
+            port.pace.begin(trial, _longest_silence(step, limit))
+            if silence is not None:
+                silence.begin()
 
     async def _completed(
         self, key: str, step: StepDefinition, digest: str, tried: tuple[Any, int], *, started: datetime
@@ -266,6 +281,11 @@ class Stepper:
         self.execution.replay.diverged.add(call.key)
         payload = {"name": name, "recorded": call.recorded.digest, "called": digest}
         await self.execution.append(Kind.TURN_DIVERGED, call_key=call.key, payload=payload)
+
+
+def _longest_silence(step: StepDefinition, limit: float) -> float:
+    """Seconds that a try may take to its next sign of progress."""
+    return limit if step.progress is None else min(limit, step.progress.total_seconds())
 
 
 def acts(step: StepDefinition) -> bool:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError
 
 from longshift.errors import OutcomeUnknown, ToolDenied, UsageError
 from longshift.events import storable_json
+from longshift.model import StepKind
 from longshift.replay import check_name, digest_of
 from longshift.tooling import ToolSpec
 
@@ -101,8 +102,10 @@ class StepDefinition:
     progress: timedelta | None = None  # the longest silence within a try: each ``emit`` ends one
     ours: bool = False  # one of the library's own, whose names begin with "$"
     tool: ToolSpec | None = None  # its calls stand in the ledger
+    asks_model: bool = False  # for an agent of a framework
     signature: inspect.Signature = field(init=False)
     is_async: bool = field(init=False)
+    kind: StepKind = field(init=False)
     _adapter: list[TypeAdapter[Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -112,6 +115,8 @@ class StepDefinition:
                 raise UsageError(f"step {self.name!r}: {what}={limit} leaves it no time")
         object.__setattr__(self, "signature", _signature(self.function))
         object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
+        kind = StepKind.TOOL if self.tool is not None else StepKind.MODEL if self.asks_model else StepKind.STEP
+        object.__setattr__(self, "kind", kind)
 
     @property
     def adapter(self) -> TypeAdapter[Any]:

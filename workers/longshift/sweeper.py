@@ -27,6 +27,7 @@ from longshift.db.upkeep import Verdict
 from longshift.errors import Unavailable
 from longshift.heartbeat import Heartbeat
 from longshift.hot import Hot
+from longshift.metrics import WorkerMetrics
 from longshift.model import MailKind
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,15 @@ WORKERS_AFTER = timedelta(days=1)
 class Sweeper:
     """Passes over the database for as long as this worker leads."""
 
-    def __init__(self, db: Database, hot: Hot, *, heartbeat: Heartbeat, config: Config, clock: Clock) -> None:
+    def __init__(
+        self, db: Database, hot: Hot, *, heartbeat: Heartbeat, config: Config, clock: Clock, metrics: WorkerMetrics
+    ) -> None:
         self._db = db
         self._hot = hot
         self._heartbeat = heartbeat
         self._config = config
         self._clock = clock
+        self._metrics = metrics
         self._last_forget = 0.0
         self._next_timer: timedelta | None = None
 
@@ -92,6 +96,8 @@ class Sweeper:
         verdict = Verdict(self._config.lease_ttl, self._config.lock_grace, since, as_of=seen)
         dead = await upkeep.tombstone(self._db, verdict)
         released, rung = await upkeep.rescue(self._db)
+        self._metrics.buried.inc(len(dead))
+        self._metrics.rescued.inc(released)
         if dead or released:
             logger.warning("workers declared dead", extra={"workers": [w.hex for w in dead], "leases": released})
         await self._hot.ring(rung, first=True)

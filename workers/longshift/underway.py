@@ -30,6 +30,7 @@ class UnderWay:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.open_ends: set[UUID] = set()  # irreversible calls that were made here, and how they ended is not recorded
         self._calls: dict[object, float] = {}  # when each of them has ended for certain, by the monotonic clock
+        self.thread_at = clock.monotonic()  # when a plain step last got its thread
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -75,6 +76,10 @@ class UnderWay:
             del self._calls[token]
             if not self._calls:
                 self._quiet.set()
+
+    def thread_began(self) -> None:
+        """A plain step runs now that may have waited for a thread."""
+        self.thread_at = self._clock.monotonic()
 
     @property
     def calls(self) -> int:

@@ -21,6 +21,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
 from longshift.ending import end_process
 from longshift.errors import LongshiftError
+from longshift.tracing import open_traces
 from longshift.worker import Worker
 
 IDLE = timedelta(seconds=20)
@@ -36,7 +37,9 @@ async def serve(config: Config, agents: Agents, *, clock: Clock = SYSTEM) -> int
         failures.append("a part of the ward has ended")
         over.set()
 
-    worker = Worker(config, agents, on_failure=fail, on_drain=over.set, isolated=True)
+    traces = open_traces(config, service="longshift-worker")
+    traces.share()
+    worker = Worker(config, agents, on_failure=fail, on_drain=over.set, isolated=True, traces=traces)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     parent.when_gone(lambda: loop.call_soon_threadsafe(over.set))

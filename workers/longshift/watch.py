@@ -1,4 +1,5 @@
-"""One try of a step, as it is watched: when it last showed progress, and whether anybody still waits for it."""
+"""One try of a step, as it is watched: when it last showed progress, and whether anybody still waits for it. And its turn: how
+long that may go on without showing any."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from math import inf
 
 from longshift.clock import Clock
 
@@ -22,6 +24,39 @@ class Watch:
     def move(self) -> None:
         """The step shows progress."""
         self.moved_at = self.clock.monotonic()
+
+
+class Pace:
+    """When a turn last showed progress (a record, the start of a step, an ``emit``), and how long it may take to the next."""
+
+    def __init__(self, clock: Clock, *, between: timedelta) -> None:
+        """``between``: how long the agent's own code may take between two steps."""
+        self._clock = clock
+        self._between = between.total_seconds()
+        self._limits: dict[object, float] = {}  # of the tries that run; inf: it waits for a thread
+        self.moved_at = clock.monotonic()
+
+    def move(self) -> None:
+        """From any thread."""
+        self.moved_at = self._clock.monotonic()
+
+    def begin(self, what: object, seconds: float) -> None:
+        """``what`` runs, and has so many seconds to show progress."""
+        self._limits[what] = seconds
+        self.move()
+
+    def end(self, what: object) -> None:
+        self._limits.pop(what, None)
+        self.move()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it may take to the next sign of progress."""
+        return max((seconds for seconds in self._limits.values() if seconds < inf), default=self._between)
+
+    @property
+    def waits_for_thread(self) -> bool:
+        return inf in self._limits.values()
 
 
 class Silence:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,13 +31,15 @@ from longshift.cold import Cold
 from longshift.collector import Collector
 from longshift.config import Config
 from longshift.context import Tiers
-from longshift.db import health, leases, revision
+from longshift.db import health as database_health
+from longshift.db import leases, revision
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
 from longshift.embedding import load_embedder
 from longshift.ending import POOLS, end
 from longshift.errors import Unavailable
-from longshift.heartbeat import Heartbeat, tick
+from longshift.health import tick
+from longshift.heartbeat import Heartbeat
 from longshift.hot import Hot
 from longshift.journal import Journal
 from longshift.lease import Lease
@@ -44,15 +47,19 @@ from longshift.ledger import Ledger
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
-from longshift.metrics import Server, WorkerMetrics
+from longshift.metrics import WorkerMetrics
 from longshift.model import TurnRecord, new_id
 from longshift.notices import Notices
+from longshift.observing import Observers
+from longshift.podcost import PodCost
 from longshift.port import Outside
 from longshift.retrieval import Retrieval
 from longshift.runner import UNKNOWN_AGENT, Run, Runner
 from longshift.sweeper import Sweeper
+from longshift.tracing import OFF, Traces
 from longshift.underway import UnderWay
 from longshift.version import version
+from longshift.vitals import Vitals
 from longshift.warden import Warden
 
 logger = logging.getLogger(__name__)
@@ -71,6 +78,8 @@ LAST_CALLS = 5.0
 """Seconds that calls of irreversible tools get if a drain was cut short; a drain itself waits for them until they time out."""
 LAST_RECORDS = 2.0
 """Seconds that a turn gets to record the result of such a call."""
+CUT_SHORT = 10.0
+"""Seconds that turns whose steps are cut short get to end."""
 LONGEST_PATIENCE = 10
 """So often it doubles: to an hour and a half."""
 
@@ -80,6 +89,7 @@ class Wish:
     """The sessions of one wake-up, and who waits until they were tried."""
 
     sessions: list[UUID]
+    woken_at: float  # monotonic
     tried: asyncio.Future[None]
 
 
@@ -97,14 +107,18 @@ class Worker:
         isolated: bool = False,
         journal: Callable[..., Journal] = Journal,
         ledger: Callable[..., Ledger] = Ledger,
+        traces: Traces = OFF,
     ) -> None:
         """``on_failure`` is called if a part of the worker ends by an error: the process must be replaced. ``on_drain``, in
         the event loop, if an operator asks the worker to drain and end, as by SIGTERM.
 
         ``isolated``: it is a ward; it claims suspects and nothing else, and neither leads the fleet nor has wards itself.
+
+        ``traces``: where spans go; closed by ``stop``.
         """
         self._isolated = isolated
         self._on_failure, self._on_drain, self._make_journal, self._make_ledger = on_failure, on_drain, journal, ledger
+        self._traces = traces
         self._config = config
         self._agents = agents
         self._clock = clock
@@ -116,7 +130,6 @@ class Worker:
         self._claiming = asyncio.Lock()  # held from a claim until what it won is in memory
         self._draining = False
         self.metrics = WorkerMetrics(revision=revision.newest())
-        self._server = Server(self.metrics)
         self._services: list[asyncio.Task[None]] = []
 
     # -- life
@@ -129,14 +142,16 @@ class Worker:
             ConfigError: a setting is missing or wrong.
         """
         self._build()
-        await health.check_schema(self._db)
+        await database_health.check_schema(self._db)
         await leases.serve(self._db, self._agents.describe())
         await self._retrieval.prepare()
         await asyncio.to_thread(self._heartbeat.register)
         self._journal.start_lanes()
         self._ledger.start_lanes()
         self._serve(
-            tick=tick(self._heartbeat.load, clock=self._clock),
+            tick=tick(self._heartbeat.load, clock=self._clock, lag=self.metrics.loop_lag.observe),
+            vitals=self._vitals.look_forever(),
+            dependencies=self._vitals.ask_forever(),
             mail=self._look_for_mail(),
             reconcile=self._reconcile(),
             notices=self._notices.run(),
@@ -153,8 +168,10 @@ class Worker:
                 aging=self._aging.run(),
                 warden=self._warden.run(),
             )
-            if self._config.metrics_port is not None:
-                self._server.try_listen(self._config.metrics_port, host=self._config.host)
+            self._vitals.serve()
+            if self._config.pod_name is not None:
+                pod, namespace = self._config.pod_name, self._config.pod_namespace
+                self._serve(podcost=PodCost(lambda: self.running, pod=pod, namespace=namespace).run())
         self._heartbeat.start(asyncio.get_running_loop())
         logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
 
@@ -171,7 +188,9 @@ class Worker:
         )
         self._hot = Hot(config.require("redis_url"), context_ttl=config.hot_ttl)
         self._store = open_store(config.require("artifacts_url"), connect_timeout=config.connect_timeout)
-        self._journal = self._make_journal(self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes)
+        self._journal = self._make_journal(
+            self._db, batch_rows=config.batch_rows, batch_bytes=config.batch_bytes, metrics=self.metrics
+        )
         self._ledger = self._make_ledger(self._db, self._journal)
         embedding = load_embedder(config.embedder) if config.embedder is not None else None
         self._retrieval = Retrieval(self._db, embedding, clock=self._clock)
@@ -184,6 +203,7 @@ class Worker:
         self._runner = Runner(self._outside(cold, archive), self._agents, queues=config.queues)
         self._heartbeat = self._beating(url)
         self._worker_id = self._heartbeat.worker_id
+        self._vitals = self._looking()
         self._build_leading(cold, archive)
 
     def _outside(self, cold: Cold, archive: Archive) -> Outside:
@@ -209,6 +229,7 @@ class Worker:
             lease_ttl=config.lease_ttl,
             lock_grace=config.lock_grace,
             is_beating=lambda: self._heartbeat.is_heard,
+            observers=Observers(self._traces, self.metrics.turns, clock=self._clock),
             tiers=Tiers(
                 contexts=self._hot.contexts,
                 archive=archive,
@@ -245,6 +266,23 @@ class Worker:
             on_drain=self._on_drain,
         )
 
+    def _looking(self) -> Vitals:
+        return Vitals(
+            config=self._config,
+            clock=self._clock,
+            metrics=self.metrics,
+            heartbeat=self._heartbeat,
+            journal=self._journal,
+            underway=self._underway,
+            questions={
+                "postgres": partial(database_health.check, self._db),
+                "redis": self._hot.check,
+                "artifacts": self._store.check,
+            },
+            runs=lambda: [run for run, _ in self._runs.values()],
+            isolated=self._isolated,
+        )
+
     def _build_leading(self, cold: Cold, archive: Archive) -> None:
         """The services of which one worker of the fleet is active."""
         config, clock, heartbeat = self._config, self._clock, self._heartbeat
@@ -253,7 +291,9 @@ class Worker:
             return heartbeat.leader
 
         self._warden = Warden(self._db, self._hot, load=heartbeat.load, leads=leads, config=config)
-        self._sweeper = Sweeper(self._db, self._hot, heartbeat=heartbeat, config=config, clock=clock)
+        self._sweeper = Sweeper(
+            self._db, self._hot, heartbeat=heartbeat, config=config, clock=clock, metrics=self.metrics
+        )
         self._collector = Collector(cold, leads=leads, keep_uploads=config.keep_uploads, metrics=self.metrics)
         lifecycle = Lifecycle(self._db, cold, archive, self._hot.contexts)
         self._aging = Aging(self._db, lifecycle, leads=leads, config=config, clock=clock)
@@ -296,10 +336,11 @@ class Worker:
             logger.warning("steps cut short by the end of the grace", extra={"turns": len(left)})
             for run, _ in left:
                 run.cut_short()
-            await asyncio.wait([task for _, task in left], timeout=10)
+            await asyncio.wait([task for _, task in left], timeout=CUT_SHORT)
 
     async def stop(self) -> None:
         """Close everything; turns that are still here come again elsewhere."""
+        await self._vitals.close()
         await end(self._services)
         await end(task for _, task in list(self._runs.values()))
         await self._underway.close(within=LAST_CALLS)
@@ -309,7 +350,7 @@ class Worker:
         await self._ledger.close()
         await self._journal.close()
         await asyncio.to_thread(self._heartbeat.stop)
-        await asyncio.to_thread(self._server.close)
+        await asyncio.to_thread(self._traces.close)
         for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
         await self._store.close()
@@ -322,7 +363,7 @@ class Worker:
         """Try to claim the sessions; waits while there is no free slot, so that others may take the next wake-up."""
         if self._draining or not session_ids:
             return
-        wish = Wish(list(session_ids), asyncio.get_running_loop().create_future())
+        wish = Wish(list(session_ids), self._clock.monotonic(), asyncio.get_running_loop().create_future())
         self._wishes.append(wish)
         self._wished.set()
         await wish.tried
@@ -340,12 +381,12 @@ class Worker:
 
     async def _claim(self, most: int) -> None:
         """Claim together what came together."""
-        sessions: set[UUID] = set()
+        sessions: dict[UUID, float] = {}  # and when this worker was woken for them
         tried: list[Wish] = []
         while self._wishes and len(sessions) < most:
             wish = self._wishes[0]
             while wish.sessions and len(sessions) < most:
-                sessions.add(wish.sessions.pop())
+                sessions.setdefault(wish.sessions.pop(), wish.woken_at)
             if not wish.sessions:
                 tried.append(self._wishes.popleft())
         if not self._wishes:
@@ -353,12 +394,14 @@ class Worker:
         if self._not_for_us:
             now = self._clock.monotonic()
             self._not_for_us = {session: until for session, until in self._not_for_us.items() if until > now}
-            sessions -= self._not_for_us.keys()
+            sessions = {session: at for session, at in sessions.items() if session not in self._not_for_us}
         try:
             async with self._claiming:
                 if not self._draining:
-                    for won in await leases.claim(self._db, sessions, worker_id=self._worker_id):
-                        self._run(won)
+                    claimed = await leases.claim(self._db, sessions.keys(), worker_id=self._worker_id)
+                    self._vitals.claimed(len(claimed), of=len(sessions))
+                    for won in claimed:
+                        self._run(won, woken_at=sessions[won.claim.session_id])
         except Unavailable as error:  # the sweeper rings again
             self._journal.suspect(str(error))
         finally:
@@ -403,9 +446,10 @@ class Worker:
         patience: float = SETTLED.total_seconds() * 2 ** min(max(0, run.crashes - 1), LONGEST_PATIENCE)
         return self._clock.monotonic() > run.claimed_at + patience
 
-    def _run(self, won: leases.Won) -> None:
+    def _run(self, won: leases.Won, *, woken_at: float | None = None) -> None:
         lease = Lease(won.claim)
-        run = Run(lease, claimed_at=self._clock.monotonic(), crashes=won.crashes)
+        run = Run(lease, claimed_at=self._clock.monotonic(), crashes=won.crashes, woken_at=woken_at)
+        self._vitals.observe(run, waited=won.waited)
         if self._draining:
             run.drain()
         self._journal.hold(lease)

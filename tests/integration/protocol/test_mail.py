@@ -196,7 +196,9 @@ async def test_the_sweeper_goes_on_forgetting_until_little_is_left(stage: Stage)
         " SELECT gen_random_uuid(), gen_random_uuid(), 'signal', now() - interval '2 days' FROM generate_series(1, 1500)"
     )
     nothing = cast(Any, None)
-    sweeper = Sweeper(stage.db, nothing, heartbeat=nothing, config=nothing, clock=Clock(monotonic=lambda: 1e6))
+    sweeper = Sweeper(
+        stage.db, nothing, heartbeat=nothing, config=nothing, clock=Clock(monotonic=lambda: 1e6), metrics=nothing
+    )
     left = []
     for _ in range(3):
         await sweeper.forget()

@@ -122,14 +122,23 @@ def _supervise(config: Config) -> int:
 def _run_worker(config: Config, *, supervised: bool) -> int:
     from longshift import fleet, parent
     from longshift.ending import end_process
+    from longshift.tracing import open_traces
     from longshift.worker import Worker
 
+    traces = open_traces(config, service="longshift-worker")  # complains before anything is begun
     asyncio.run(check(config))
     agents = _load_agents(config)
+    traces.share()  # after them: they may have brought a provider of their own
     app = fleet.create_app(
         redis_url=config.require("redis_url"),
         queues=config.queues,
-        runtime=Worker(config, agents, on_failure=lambda: app.request_stop(1), on_drain=lambda: app.request_stop(0)),
+        runtime=Worker(
+            config,
+            agents,
+            on_failure=lambda: app.request_stop(1),
+            on_drain=lambda: app.request_stop(0),
+            traces=traces,
+        ),
         connect_timeout=config.connect_timeout.total_seconds(),
     )
     if supervised:

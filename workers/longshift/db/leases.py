@@ -23,7 +23,7 @@ _TAKE = """
 UPDATE sessions s SET lease_worker = CAST(:worker AS uuid), lease_epoch = nextval('epochs'), leased_at = clock_timestamp(),
        dispatched_at = NULL, rings = 0, head_waiting = false, idle_since = NULL
   FROM c WHERE s.id = c.id
-RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq, s.crashes"""
+RETURNING s.id, s.tenant_id, s.lease_epoch, s.mail_seq, s.crashes, s.leased_at - s.ready_at AS waited"""
 
 # The worker must have its row and no tombstone: a lease of somebody whose tombstone is long forgotten would never be
 # rescued. The snapshot may be a little old; a claim that slips past its own tombstone is what the repeated rescue is for.
@@ -123,6 +123,7 @@ class Won:
     claim: Claim
     turn: TurnRecord | None
     crashes: int = 0  # processes that died under it since it last recorded anything
+    waited: timedelta = timedelta(0)  # how long it had been ready
 
 
 async def claim(db: Database, sessions: Collection[UUID], *, worker_id: UUID) -> list[Won]:
@@ -154,7 +155,7 @@ async def _claim(db: Database, statement: TextClause, params: Params) -> list[Wo
             last_seq=end.last_seq,
             last_event_id=end.last_event_id,
         )
-        won.append(Won(lease, turn_record(end) if end.id is not None else None, row.crashes))
+        won.append(Won(lease, turn_record(end) if end.id is not None else None, row.crashes, row.waited))
     return won
 
 

@@ -79,13 +79,14 @@ async def step(
     *digested: Any,
     retry: Retry = ONCE,
     timeout: timedelta | None = None,
+    asks_model: bool = False,
 ) -> Json:
     """A step of the framework; ``function`` is called with ``digested``, by which its record is told from others.
 
     Raises:
         StepFailed: it failed for good.
     """
-    definition = StepDefinition(step_name(name), function, retry, timeout)
+    definition = StepDefinition(step_name(name), function, retry, timeout, asks_model=asks_model)
     with _on_behalf(execution, beside(execution)):
         return await execution.perform(definition, digested, {})
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, cast
 
-from agents import Model, ModelBehaviorError, ModelProvider, ModelResponse, MultiProvider, Usage
+from agents import Model, ModelBehaviorError, ModelProvider, ModelResponse, ModelSettings, MultiProvider, Usage
 from agents.items import TResponseOutputItem, TResponseStreamEvent
 from agents.retry import ModelRetryAdvice, ModelRetryAdviceRequest
 from agents.usage import deserialize_usage, serialize_usage
@@ -23,6 +23,7 @@ from pydantic_core import to_jsonable_python
 from longshift.integrations.calls import Policy, step, turn_here, with_retry_after
 from longshift.model import Json
 from longshift.replay import to_json
+from longshift.tracing import NOTHING, Attributes, names
 from longshift.turn import emit
 
 _ARGUMENTS = inspect.signature(Model.get_response)
@@ -92,17 +93,55 @@ class RecordedModel(Model):
         execution = turn_here()
         assert execution is not None
 
+        given = _ARGUMENTS.bind(self, *args, **options).arguments
+
         async def sent(told: Json) -> Json:
+            observer, said = execution.port.observer, _of_request(given.get("model_settings"))
             try:
-                return await send()
+                with observer.model(self.name, provider=_provider(self.wrapped), attributes=said) as span:
+                    answer = await send()
+                    if span.is_recorded:
+                        span.set(_of_response(answer))
+                    return answer
             except Exception as error:
                 with_retry_after(error)
                 raise
 
-        told = _told(_ARGUMENTS.bind(self, *args, **options).arguments)
         return await step(
-            execution, f"model:{self.name}", sent, told, retry=self._policy.retry, timeout=self._policy.timeout
+            execution,
+            f"model:{self.name}",
+            sent,
+            _told(given),
+            retry=self._policy.retry,
+            timeout=self._policy.timeout,
+            asks_model=True,
         )
+
+
+def _provider(model: Model) -> str | None:
+    """OpenAI, if it is the SDK's own client; what other models of the SDK talk to, they do not say."""
+    return "openai" if type(model).__module__.startswith("agents.models.openai") else None
+
+
+def _of_request(settings: ModelSettings | None) -> Attributes:
+    """What a span may say of a request: how it is made, never what it says."""
+    if settings is None:
+        return NOTHING
+    return {
+        names.REQUEST_MAX_TOKENS: settings.max_tokens,
+        names.REQUEST_TEMPERATURE: settings.temperature,
+        names.REQUEST_TOP_P: settings.top_p,
+    }
+
+
+def _of_response(written: Json) -> Attributes:
+    usage = _read(written).usage
+    return {
+        names.RESPONSE_ID: written["response_id"],
+        names.INPUT_TOKENS: usage.input_tokens,
+        names.OUTPUT_TOKENS: usage.output_tokens,
+        names.CACHE_READ_TOKENS: usage.input_tokens_details.cached_tokens or None,
+    }
 
 
 def _told(arguments: Mapping[str, Any]) -> Json:

@@ -26,6 +26,7 @@ from pydantic_ai.settings import ModelSettings
 from longshift.errors import StepFailed, UsageError
 from longshift.integrations.calls import Policy, step, turn_here, with_retry_after
 from longshift.model import Json
+from longshift.tracing import NOTHING, Attributes, names
 from longshift.turn import emit
 
 _VOLATILE = frozenset({"timestamp", "run_id", "conversation_id", "metadata", "tool_call_id", "workspace_ref"})
@@ -58,7 +59,8 @@ class RecordedModel(WrapperModel):
                 return await self._streamed(messages, model_settings, model_request_parameters, None)
             return await self.wrapped.request(messages, model_settings, model_request_parameters)
 
-        return await self._recorded(ask, messages, model_settings, model_request_parameters)
+        said = _of_request(model_settings, stream=self._stream)
+        return await self._recorded(ask, said, messages, model_settings, model_request_parameters)
 
     @asynccontextmanager
     async def request_stream(
@@ -71,7 +73,8 @@ class RecordedModel(WrapperModel):
         async def ask() -> ModelResponse:
             return await self._streamed(messages, model_settings, model_request_parameters, run_context)
 
-        response = await self._recorded(ask, messages, model_settings, model_request_parameters)
+        said = _of_request(model_settings, stream=True)
+        response = await self._recorded(ask, said, messages, model_settings, model_request_parameters)
         yield CompletedStreamedResponse(response, model_request_parameters=model_request_parameters, replay_events=True)
 
     async def compact_messages(
@@ -80,7 +83,7 @@ class RecordedModel(WrapperModel):
         async def ask() -> ModelResponse:
             return await self.wrapped.compact_messages(request_context, instructions=instructions)
 
-        return await self._recorded(ask, request_context.messages, instructions)
+        return await self._recorded(ask, NOTHING, request_context.messages, instructions)
 
     async def _streamed(
         self,
@@ -102,8 +105,13 @@ class RecordedModel(WrapperModel):
         return stream.get()
 
     async def _recorded(
-        self, ask: Callable[[], Awaitable[ModelResponse]], messages: Sequence[ModelMessage], *more: Any
+        self,
+        ask: Callable[[], Awaitable[ModelResponse]],
+        said: Attributes,
+        messages: Sequence[ModelMessage],
+        *more: Any,
     ) -> ModelResponse:
+        """``said``: what a span may say of the request."""
         execution = turn_here()
         if execution is None:
             return await ask()
@@ -112,9 +120,15 @@ class RecordedModel(WrapperModel):
         async def send(*digested: Any) -> Json:
             nonlocal ran
             ran = True
+            name, provider = self.wrapped.model_name, self.wrapped.system
             try:
-                with durable_unit_scope():
+                with (
+                    execution.port.observer.model(name, provider=provider, attributes=said) as span,
+                    durable_unit_scope(),
+                ):
                     response = await ask()
+                    if span.is_recorded:
+                        span.set(_of_response(response))
             except Exception as error:
                 with_retry_after(error)
                 raise
@@ -129,6 +143,7 @@ class RecordedModel(WrapperModel):
                 _told(more),
                 retry=self._policy.retry,
                 timeout=self._policy.timeout,
+                asks_model=True,
             )
         except StepFailed as failed:
             kind = getattr(exceptions, failed.error_type, None)
@@ -138,6 +153,30 @@ class RecordedModel(WrapperModel):
         finally:
             record_durable_unit(executed=ran)
         return _response(recorded, self.wrapped.model_name)
+
+
+def _of_request(settings: ModelSettings | None, *, stream: bool) -> Attributes:
+    """What a span may say of a request: how it is made, never what it says."""
+    given = settings or {}
+    return {
+        names.REQUEST_MAX_TOKENS: given.get("max_tokens"),
+        names.REQUEST_TEMPERATURE: given.get("temperature"),
+        names.REQUEST_TOP_P: given.get("top_p"),
+        names.REQUEST_STREAM: stream or None,
+    }
+
+
+def _of_response(response: ModelResponse) -> Attributes:
+    usage = response.usage
+    return {
+        names.RESPONSE_MODEL: response.model_name,
+        names.RESPONSE_ID: response.provider_response_id,
+        names.FINISH_REASONS: None if response.finish_reason is None else [response.finish_reason],
+        names.INPUT_TOKENS: usage.input_tokens,
+        names.OUTPUT_TOKENS: usage.output_tokens,
+        names.CACHE_READ_TOKENS: usage.cache_read_tokens or None,
+        names.CACHE_WRITE_TOKENS: usage.cache_write_tokens or None,
+    }
 
 
 def _lasting(value: Any) -> Any:

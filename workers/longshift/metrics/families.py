@@ -52,6 +52,11 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         info = self.gauge("longshift_build_info", "1; the labels say which software it is.", "version", "revision")
         info.labels(version=version(), revision=revision or "").set(1)
+        self.loop_lag = self.histogram(
+            "longshift_loop_lag_seconds",
+            "How late the event loop came back to a task that slept, looked at four times a second.",
+            buckets=MOMENTS,
+        )
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         self.families.append(Family(name, "counter", text, labels))

@@ -30,11 +30,6 @@ class WorkerMetrics(Metrics):
             "1 if it answers: postgres, redis, artifacts, heartbeat (the worker's own was answered) or loop (it turns).",
             "dependency",
         )
-        self.loop_lag = self.histogram(
-            "longshift_loop_lag_seconds",
-            "How late the event loop came back to a task that slept, looked at four times a second.",
-            buckets=MOMENTS,
-        )
 
     def _work(self) -> None:
         self.claims = self.counter(

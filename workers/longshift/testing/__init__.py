@@ -26,6 +26,7 @@ from longshift.clock import SYSTEM, Clock
 from longshift.contract import Passage, Verdict
 from longshift.events import Event
 from longshift.model import Json, new_id
+from longshift.observing import Observers
 from longshift.testing.bench import Fakes, Result, as_sent, new_record, rehearse, retried
 from longshift.testing.ledger import Ledger
 from longshift.testing.outside import submitted
@@ -33,6 +34,7 @@ from longshift.testing.scenario import Effects, Scenario
 from longshift.testing.tormentor import Report, torture
 from longshift.testing.world import Delta, Faults, Post, Time, World
 from longshift.tooling import Absent, Done, Unknown
+from longshift.tracing import OFF, Traces
 
 I = TypeVar("I")  # noqa: E741
 O = TypeVar("O")  # noqa: E741
@@ -58,6 +60,7 @@ def run(
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
+    traces: Traces = OFF,
 ) -> Result[O]:
     """Run one turn of ``agent``.
 
@@ -88,6 +91,7 @@ def run(
         clock: where its time starts and how it flows; sleeps and back-off jump ahead of it. ``Clock(now=lambda: NOON)``
             stands still but for them.
         deadline: a turn that sleeps past it expires.
+        traces: where its spans go, such as ``longshift.tracing.traces_to(exporter)``.
 
     Raises:
         InvalidInput: the input does not fit the agent.
@@ -113,6 +117,7 @@ def run(
             metadata=metadata,
             clock=clock,
             deadline=deadline,
+            traces=traces,
         )
     )
 
@@ -137,6 +142,7 @@ async def arun(
     metadata: Mapping[str, str] | None = None,
     clock: Clock = SYSTEM,
     deadline: timedelta = timedelta(days=7),
+    traces: Traces = OFF,
 ) -> Result[O]:
     """``run`` for a test that has an event loop."""
     faults = Faults(crash_after, crash_at, pause_at, deliver_twice)
@@ -159,6 +165,8 @@ async def arun(
         shelf.update(retry.shelf)
     post = Post(signals or {}, approve or {}, settle or {})
     world = World(submitted(record, shelf), log, shelf, time, faults, post=post, ledger=ledger, passages=passages)
+    if traces.is_on:
+        world.observe = Observers(traces, clock=clock).attempt
     return await rehearse(agent, world, fake=fake or {})
 
 

@@ -175,6 +175,11 @@ class Attempt:
         self._wake.set()
 
     async def run(self) -> None:
+        """One attempt, and whoever looks on."""
+        with self._world.observe(self._world.record) as self.outside.observer:
+            await self._run()
+
+    async def _run(self) -> None:
         """Start, resume, and let the agent run."""
         world, outside = self._world, self.outside
         record = world.record
@@ -183,6 +188,7 @@ class Attempt:
             had = await given(record, outside.get_artifact)
             record = had.record
             await outside.write(begun(record, self._bench.agent, now=now, pointer=had.pointer))
+            outside.observer.started(now)
             if had.lost is not None:
                 await self._end(had.lost, record)
                 return
@@ -207,6 +213,7 @@ class Attempt:
         event = outcome.event(record)
         self._bench.endings[event.id] = Ending(outcome, unused)
         await self.outside.write(event)
+        self.outside.observer.ended(outcome.status, error=outcome.error)
 
     async def _drive(self, execution: Rehearsal) -> Outcome | None:
         """The outcome; None: the turn has left its worker, or the worker died or was refused."""
@@ -277,6 +284,7 @@ class Attempt:
         world, until = self._world, waits.until
         record, time = world.record, world.time
         await self.outside.write(left(record, waits=True, until=until))
+        self.outside.observer.left(TurnStatus.WAITING)
         if world.answer():
             return None
         if waits.stops_clock and until is not None:

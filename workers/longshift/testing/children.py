@@ -64,10 +64,13 @@ class Children:
             input_artifact=None,
             attempts=0,
             metadata=child.metadata,
+            traceparent=here.workers[max(here.workers)].observer.traceparent,  # of the newest epoch
             deadline=child.deadline,
         )
         post = Post(approve=here.post.approve)
-        return World(submitted(record, here.artifacts), [], here.artifacts, Time(here.time.clock), post=post)
+        world = World(submitted(record, here.artifacts), [], here.artifacts, Time(here.time.clock), post=post)
+        world.observe = here.observe
+        return world
 
 
 async def _faked(child: NewChild, fake: Any) -> Mapping[str, Json]:

@@ -41,11 +41,13 @@ from longshift.model import (
     parse_id,
     show_id,
 )
+from longshift.observing import Observer
 from longshift.offload import Pointer
 from longshift.replay import derived_id
 from longshift.testing.points import call_name
 from longshift.testing.world import Delta, Fault, World
 from longshift.underway import UnderWay
+from longshift.watch import Pace
 
 T = TypeVar("T")
 
@@ -84,6 +86,8 @@ class Outside:
         self._running.set()
         self._threads = threads
         self.underway = UnderWay(self.clock)
+        self.observer = Observer()
+        self.pace = Pace(self.clock, between=self.step_timeout)
         self.in_tools = 0  # calls whose code is running; it runs on while the worker is stopped
         world.workers[epoch] = self
 

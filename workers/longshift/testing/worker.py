@@ -30,6 +30,7 @@ from longshift.lease import Lease
 from longshift.ledger import Ledger
 from longshift.model import CallOutcome, NewCall, ToolCallRecord
 from longshift.testing.points import Names, call_name, check_point
+from longshift.tracing import open_traces
 from longshift.worker import Worker
 
 
@@ -114,10 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, str(Path.cwd()))  # as `longshift worker` does
         journal = partial(CrashingJournal, crash_at=given.crash_at, crash_after=given.crash_after)
         ledger = partial(CrashingLedger, crash_at=given.crash_at)
+        traces = open_traces(config, service="longshift-worker")
         app = fleet.create_app(
             redis_url=config.require("redis_url"),
             queues=config.queues,
-            runtime=Worker(config, load_agents(config.agents), journal=journal, ledger=ledger),
+            runtime=Worker(config, load_agents(config.agents), journal=journal, ledger=ledger, traces=traces),
             connect_timeout=config.connect_timeout.total_seconds(),
         )
         return fleet.run(app)

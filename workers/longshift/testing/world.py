@@ -32,6 +32,7 @@ from longshift.model import (
     new_id,
     show_id,
 )
+from longshift.observing import Observer
 from longshift.testing.ledger import Ledger
 from longshift.testing.points import ENDS, SIDES, Names, call_name, check_point
 from longshift.tooling import Absent, Done, Unknown
@@ -189,6 +190,7 @@ class World:
         self.record, self.log, self.artifacts, self.time = record, log, artifacts, time
         self.ledger = ledger if ledger is not None else Ledger()
         self.workers: dict[int, Outside] = {}  # by epoch
+        self.observe: Callable[[TurnRecord], Observer] = lambda _: Observer()
         self.first = len(log)
         self.kept: dict[str, bytes] = {}
         self.deltas: list[Delta] = []

@@ -1,0 +1,1 @@
+"""What is deployed: images, compose files and manifests, checked without a container or a cluster."""
