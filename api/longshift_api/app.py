@@ -91,6 +91,9 @@ def create_app(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -
         docs_url=None,  # its page would load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
+        # Requests have spans of ours (longshift_api.spans). FastAPI's own would carry paths and query strings, and go wherever
+        # variables of the environment send them.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for module in (sessions, lives, turns, batches, events, tool_calls, approvals, artifacts, agents, workers, health):
         app.include_router(module.router)

@@ -196,7 +196,6 @@ async def retry_turn(
             tenant_id=caller.tenant_id,
             agent_version=wanted.agent_version,
             deadline=wanted.deadline,
-            traceparent=traceparent_of(request),
             idempotency=promise,
         )
     except IdempotencyMismatch:
