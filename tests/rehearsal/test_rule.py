@@ -73,7 +73,8 @@ def test_a_policy_bounds_the_change_of_its_period_and_the_most_generous_one_coun
 def test_shrinking_is_bounded_in_the_same_way() -> None:
     one, fifth = Policy(percent=False, value=1, period=60), Policy(percent=True, value=20, period=60)
     rule = replace(RULE, down=Behaviour(0, (one, fifth)))
-    assert decided(rule, [100, *[0] * 9]) == [10, 8, 8, 8, 8, 6, 6, 6, 6, 4]
+    assert decided(rule, [0] * 9, start=10) == [8, 8, 8, 8, 6, 6, 6, 6, 4]
+    assert decided(rule, [100, 0])[1] == 1  # what has come within the period may go within it
 
 
 def test_a_disabled_direction_does_nothing() -> None:
