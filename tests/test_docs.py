@@ -114,6 +114,13 @@ def test_the_guide_to_frameworks_runs() -> None:
             run_python(block, namespace)
 
 
+def test_the_guide_to_traces_runs() -> None:
+    namespace: dict[str, object] = {"__name__": "guide"}
+    for block in blocks("how-to/trace.md"):
+        if block.language == "python" and block.options != "no-run":
+            run_python(block, namespace)
+
+
 def test_the_guide_to_memory_runs() -> None:
     namespace: dict[str, object] = {"__name__": "guide"}
     for block in blocks("how-to/memory.md"):

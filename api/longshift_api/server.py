@@ -82,7 +82,6 @@ async def serve(config: Config, *, listener: socket.socket | None = None) -> Non
         Unavailable: Postgres does not answer.
     """
     traces = open_traces(config, service="longshift-api")
-    traces.share()
     listener = listener or bind(config.host, config.port)
     with listener:
         app = create_app(config, traces=traces)

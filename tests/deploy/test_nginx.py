@@ -42,7 +42,7 @@ def fleet(
         Fleet(folder, database_url=database_url, redis_url=redis_server.url, guardian=guardian) as fleet,
         ThreadPoolExecutor() as pool,
     ):
-        fleet.agents = f"{AGENTS},tests.deploy.chat_agents"
+        fleet.agents = f"{AGENTS},tests.deploy.deploy_agents"
         starting = [pool.submit(fleet.start_api, f"api-{n}") for n in (1, 2, 3)]
         starting += [pool.submit(fleet.start_worker, f"worker-{n}", capacity=n) for n in (2, 6)]
         for start in starting:

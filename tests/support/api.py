@@ -40,6 +40,7 @@ from longshift.model import (
     parse_id,
     show_id,
 )
+from longshift.tracing import OFF, Traces
 from longshift_api.app import create_app
 from longshift_api.deps import Edge
 from longshift_api.server import bind, make_server
@@ -105,8 +106,8 @@ def api_config(database_url: str, redis_url: str, folder: Path, **settings: Any)
 
 
 @asynccontextmanager
-async def running_api(config: Config) -> AsyncIterator[Api]:
-    app = create_app(config)
+async def running_api(config: Config, *, traces: Traces = OFF) -> AsyncIterator[Api]:
+    app = create_app(config, traces=traces)
     with bind("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with app.router.lifespan_context(app):

@@ -173,12 +173,9 @@ class Mailbox:
         tenant_id: UUID,
         agent_version: str | None = None,
         deadline: datetime | None = None,
-        traceparent: str | None = None,
         idempotency: Idempotency | None = None,
     ) -> Accepted:
         """Accept a turn that goes on where ``turn_id`` failed, expired or was cancelled; ``resource_id`` is its id.
-
-        A turn and its retries are one trace: ``traceparent`` counts if ``turn_id`` has none.
 
         Raises:
             NotFound: no such turn.
@@ -206,7 +203,6 @@ class Mailbox:
             lifetime=self._config.turn_deadline,
             agent_version=agent_version,
             deadline=deadline,
-            traceparent=traceparent,
             idempotency=idempotency,
         )
         self._accepted(accepted, tenant_id=tenant_id, new=False)

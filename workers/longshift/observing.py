@@ -71,7 +71,7 @@ class Observer:
         return None
 
     def step(self, step: StepDefinition, key: str) -> Seen:
-        """A step runs; ``key`` is its replay key."""
+        """A step runs; ``key`` is its replay key. In a trace that is not sampled it costs no more than without traces."""
         return UNSEEN
 
     def call(self, tool: ToolSpec, call_id: str) -> Span:
@@ -144,20 +144,20 @@ class TurnObserver(Observer):
         self._first_start = self._first_start or at
         if not self.traces.is_on:
             return
-        if self._woken_at is not None:
-            seconds_ago, now = self.monotonic(), self._now().timestamp()
-            self.traces.record(
-                "claim",
-                parent=self._record.traceparent,
-                begun=now - (seconds_ago - self._woken_at),
-                ended=now - (seconds_ago - self._taken_at),
-                attributes=self._where(),
-            )
         record = self._record
+        parent, trace = record.traceparent, record.root_turn_id
+        ahead = self._now().timestamp() - self.monotonic()
+        if self._woken_at is not None:
+            claim = self.traces.span(
+                "claim", parent=parent, trace=trace, begun=ahead + self._woken_at, attributes=self._where()
+            )
+            claim.end(ahead + self._taken_at)
         self._span = self.traces.span(
             f"turn {record.agent}",
-            parent=record.traceparent,
+            parent=parent,
+            trace=trace,
             kind=Kind.CONSUMER,
+            begun=ahead + self._taken_at,
             attributes={
                 **self._where(),
                 names.OPERATION: "invoke_agent",
@@ -204,10 +204,10 @@ class TurnObserver(Observer):
     # -- what it does
 
     def step(self, step: StepDefinition, key: str) -> Seen:
-        return Followed(self, step, key) if self.traces.is_on else Measured(self, step)
+        return Followed(self, step, key) if self._span.is_recorded else Measured(self, step)
 
     def call(self, tool: ToolSpec, call_id: str) -> Span:
-        if not self.traces.is_on:
+        if not self._span.is_recorded:
             return NO_SPAN
         return self.traces.span(
             f"execute_tool {tool.name}",
@@ -225,7 +225,7 @@ class TurnObserver(Observer):
         self.metrics.call_ended(effect, outcome)
 
     def model(self, name: str, *, provider: str | None, attributes: Attributes = NOTHING) -> Span:
-        if not self.traces.is_on:
+        if not self._span.is_recorded:
             return NO_SPAN
         said = {names.OPERATION: "chat", names.REQUEST_MODEL: name, names.PROVIDER: provider, **attributes}
         return self.traces.span(f"chat {name}", kind=Kind.CLIENT, attributes=said)

@@ -27,6 +27,8 @@ from longshift.testing.waiting import wait_until
 
 T = TypeVar("T")
 WEEK = timedelta(days=7)
+SOFTWARE = {"version": None, "revision": None, "serves": "[]"}
+"""What a worker's row says of its software, where it does not matter."""
 GATE = 4711  # the advisory lock that stopped statements wait for
 
 SLOW = """

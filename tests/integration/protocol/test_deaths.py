@@ -11,7 +11,7 @@ from longshift.db import upkeep
 from longshift.db.liveness import REGISTER
 from longshift.hot import Hot
 from longshift.model import new_id
-from tests.integration.protocol.stage import Stage
+from tests.integration.protocol.stage import SOFTWARE, Stage
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ async def hot(redis_url: str) -> AsyncIterator[Hot]:
 async def test_a_process_that_exits_with_code_0_and_has_not_signed_off_has_crashed(stage: Stage, hot: Hot) -> None:
     process, worker = new_id(), new_id()
     row = {"id": worker, "host": "here", "pid": 1, "queues": ["default"], "capacity": 10, "lock_key": None}
-    await stage.db.execute(REGISTER, row | {"process": process, "isolated": False})
+    await stage.db.execute(REGISTER, row | SOFTWARE | {"process": process, "isolated": False})
     claim, _ = await stage.running(worker)
 
     assert await deaths.report(stage.db, hot, process=process, code=0)
@@ -36,7 +36,7 @@ async def test_a_process_that_exits_with_code_0_and_has_not_signed_off_has_crash
 async def test_a_process_that_was_declared_dead_before_its_report_had_served(stage: Stage, hot: Hot) -> None:
     process, worker = new_id(), new_id()
     row = {"id": worker, "host": "here", "pid": 1, "queues": ["default"], "capacity": 10, "lock_key": None}
-    await stage.db.execute(REGISTER, row | {"process": process, "isolated": False})
+    await stage.db.execute(REGISTER, row | SOFTWARE | {"process": process, "isolated": False})
     await stage.kill(worker)
     await upkeep.rescue(stage.db)
 

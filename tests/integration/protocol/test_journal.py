@@ -27,6 +27,7 @@ from longshift.ledger import Ledger
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
 from longshift.notices import Notices
+from longshift.observing import Observer
 from longshift.port import Outside, TurnPort
 from longshift.retrieval import Retrieval
 from longshift.runner import Run
@@ -243,9 +244,9 @@ async def test_no_step_begins_under_a_lease_that_was_lost_in_an_outage(
     record = await leases.head(stage.db, lease.session_id)
     assert record is not None
     run = Run(lease, claimed_at=0)
-    run.begin(record)
+    run.begin(record, Observer())
     with ThreadPoolExecutor(1) as threads:
-        port = TurnPort(_outside(stage, journal, threads, tmp_path), lease, record)
+        port = TurnPort(_outside(stage, journal, threads, tmp_path), lease, record, observer=Observer())
         run.execution = resumed(record, [], before=Context(), port=port, now=datetime.now(UTC))
         began: list[str] = []
 

@@ -11,7 +11,7 @@ import pytest
 from longshift.db import leases, log, mail, upkeep
 from longshift.db.liveness import REGISTER
 from longshift.model import Claim, MailKind, TurnStatus, new_id
-from tests.integration.protocol.stage import GATE, Stage, append, finish, leave, start
+from tests.integration.protocol.stage import GATE, SOFTWARE, Stage, append, finish, leave, start
 
 QUEUES = ["default"]
 
@@ -20,7 +20,7 @@ async def process(stage: Stage, *, isolated: bool = False) -> tuple[UUID, UUID]:
     """A process and the worker that it is: their ids."""
     worker, identity = new_id(), new_id()
     row = {"id": worker, "host": "here", "pid": 1, "queues": QUEUES, "capacity": 10, "lock_key": None}
-    await stage.db.execute(REGISTER, row | {"process": identity, "isolated": isolated})
+    await stage.db.execute(REGISTER, row | SOFTWARE | {"process": identity, "isolated": isolated})
     return identity, worker
 
 

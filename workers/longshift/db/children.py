@@ -28,9 +28,9 @@ s AS (
     ON CONFLICT DO NOTHING RETURNING id, tenant_id),
 t AS (
     INSERT INTO turns (id, session_id, tenant_id, position, status, agent, queue, input, input_artifact, root_turn_id,
-                       parent_turn_id, deadline, metadata)
+                       parent_turn_id, deadline, metadata, traceparent)
     SELECT :id, s.id, s.tenant_id, 1, 'queued', :agent, :queue, CAST(:input AS json), :input_artifact, :id, :parent,
-           :deadline, CAST(:metadata AS jsonb) FROM s RETURNING id),
+           :deadline, CAST(:metadata AS jsonb), :traceparent FROM s RETURNING id),
 a AS MATERIALIZED (
     SELECT a.id FROM s JOIN artifacts a ON a.tenant_id = s.tenant_id
      WHERE a.id = ANY(CAST(:artifacts AS uuid[])) ORDER BY a.id FOR KEY SHARE OF a),
@@ -92,6 +92,7 @@ async def spawn(db: Database, turn: NewTurn, *, session_id: UUID, holder: Claim)
         "input_artifact": turn.input_artifact,
         "deadline": turn.deadline,
         "metadata": encode(turn.metadata),
+        "traceparent": turn.traceparent,
     }
     row = (await db.fetch(SPAWN, params))[0]
     if not row.held:

@@ -49,7 +49,6 @@ async def retry(
     lifetime: timedelta,
     agent_version: str | None = None,
     deadline: datetime | None = None,
-    traceparent: str | None = None,
     idempotency: Idempotency | None = None,
 ) -> Accepted:
     """Accept a turn that goes on where ``turn_id`` ended; ``resource_id`` is the new one's.
@@ -66,7 +65,7 @@ async def retry(
         old = (await tx.execute(TURN, {"turn": turn_id, "tenant": tenant_id})).first()
         if old is None:
             raise NotFound(f"there is no turn {show_id(Prefix.TURN, turn_id)}")
-        new = _again(old, agent_version=agent_version, deadline=deadline, traceparent=traceparent)
+        new = _again(old, agent_version=agent_version, deadline=deadline)
         if idempotency is not None:
             known = await remember(tx, idempotency, tenant_id=tenant_id, resource_id=new.id)
             if known is not None:
@@ -85,7 +84,7 @@ async def chain(db: Database, session_id: UUID, root: UUID) -> tuple[list[UUID],
     return [row.id for row in rows], min((row.first_seq for row in rows), default=0)
 
 
-def _again(old: Row[Any], *, agent_version: str | None, deadline: datetime | None, traceparent: str | None) -> NewTurn:
+def _again(old: Row[Any], *, agent_version: str | None, deadline: datetime | None) -> NewTurn:
     return NewTurn(
         agent=old.agent,
         input=old.input,
@@ -94,7 +93,7 @@ def _again(old: Row[Any], *, agent_version: str | None, deadline: datetime | Non
         agent_version=agent_version,
         deadline=deadline,
         metadata=old.metadata,
-        traceparent=old.traceparent or traceparent,
+        traceparent=old.traceparent,
         retry_of=old.id,
         parent_turn_id=old.parent_turn_id,
         # one that never started has recorded nothing to go on from

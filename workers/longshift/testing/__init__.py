@@ -166,7 +166,7 @@ async def arun(
     post = Post(signals or {}, approve or {}, settle or {})
     world = World(submitted(record, shelf), log, shelf, time, faults, post=post, ledger=ledger, passages=passages)
     if traces.is_on:
-        world.observe = Observers(traces, clock=clock).attempt
+        world.observe = Observers(traces).attempt
     return await rehearse(agent, world, fake=fake or {})
 
 

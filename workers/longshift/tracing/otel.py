@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextvars import Token
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from threading import Thread
 from types import TracebackType
 from typing import Final, Self
+from uuid import UUID
 
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
@@ -14,6 +17,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -79,6 +83,9 @@ class Recorded(Span):
             detach(self._before)
         self._span.end()
 
+    def end(self, at: float) -> None:
+        self._span.end(_nanoseconds(at))
+
     def set(self, attributes: Attributes) -> None:
         self._span.set_attributes(_said(attributes))
 
@@ -93,6 +100,28 @@ class Recorded(Span):
         self._span.set_attribute(ERROR_TYPE, error_type)
 
 
+class Ids(RandomIdGenerator):
+    """Random ids, and traces whose id is given: attempts at a turn are one trace, also if nobody has begun one for it."""
+
+    def __init__(self) -> None:
+        self._given: ContextVar[UUID | None] = ContextVar("longshift_trace", default=None)
+
+    @contextmanager
+    def of(self, trace: UUID | None) -> Iterator[None]:
+        if trace is None:
+            yield
+            return
+        token = self._given.set(trace)
+        try:
+            yield
+        finally:
+            self._given.reset(token)
+
+    def generate_trace_id(self) -> int:
+        given = self._given.get()
+        return super().generate_trace_id() if given is None else given.int
+
+
 class OtelTraces(Traces):
     """The spans of one process, through a provider of its own."""
 
@@ -100,7 +129,8 @@ class OtelTraces(Traces):
 
     def __init__(self, processor: SpanProcessor, *, service: str, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
+        self._ids = Ids()
+        self._provider = TracerProvider(resource=_resource(service), id_generator=self._ids, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("longshift", version())
         self._complaints = Seldom()
@@ -113,17 +143,20 @@ class OtelTraces(Traces):
             trace.set_tracer_provider(self._provider)
 
     def span(
-        self, name: str, *, parent: str | None = None, kind: Kind = Kind.INTERNAL, attributes: Attributes = NOTHING
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        trace: UUID | None = None,
+        kind: Kind = Kind.INTERNAL,
+        begun: float | None = None,
+        attributes: Attributes = NOTHING,
     ) -> Span:
-        return Recorded(self._tracer.start_span(name, _below(parent), _KINDS[kind], _said(attributes)))
-
-    def record(
-        self, name: str, *, parent: str | None, begun: float, ended: float, attributes: Attributes = NOTHING
-    ) -> None:
-        span = self._tracer.start_span(
-            name, _below(parent), attributes=_said(attributes), start_time=_nanoseconds(begun)
-        )
-        span.end(_nanoseconds(ended))
+        start = None if begun is None else _nanoseconds(begun)
+        with self._ids.of(trace):
+            return Recorded(
+                self._tracer.start_span(name, _below(parent), _KINDS[kind], _said(attributes), start_time=start)
+            )
 
     def close(self) -> None:
         closing = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)

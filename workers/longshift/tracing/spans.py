@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
+from uuid import UUID
 
 Attribute = str | int | float | bool | Sequence[str] | None
 """None: there is nothing to say."""
@@ -46,6 +47,9 @@ class Span:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """An exception is the span's, by the name of its type, and goes on."""
 
+    def end(self, at: float) -> None:
+        """Instead of a ``with`` block, for what is over: seconds since the epoch."""
+
     def set(self, attributes: Attributes) -> None:
         """Say more of it."""
 
@@ -68,15 +72,21 @@ class Traces:
     is_on = False
 
     def span(
-        self, name: str, *, parent: str | None = None, kind: Kind = Kind.INTERNAL, attributes: Attributes = NOTHING
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        trace: UUID | None = None,
+        kind: Kind = Kind.INTERNAL,
+        begun: float | None = None,
+        attributes: Attributes = NOTHING,
     ) -> Span:
-        """A span that begins now, below ``parent`` (a traceparent) or else the current one, if there is one."""
-        return NO_SPAN
+        """A span that begins now, or at ``begun`` (seconds since the epoch).
 
-    def record(
-        self, name: str, *, parent: str | None, begun: float, ended: float, attributes: Attributes = NOTHING
-    ) -> None:
-        """A span of what is over: seconds since the epoch."""
+        It is below ``parent`` (a traceparent), or else the current span. If there is neither, it is part of ``trace``, whose
+        id is made from something that others know, too; or of a new one.
+        """
+        return NO_SPAN
 
     def share(self) -> None:
         """Let instrumentation of other libraries in this process send its spans the same way, unless it has a way."""
