@@ -16,7 +16,7 @@ COMPILE = env -u UV_FIND_LINKS -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL uv pip comp
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: $(STAMP) ## run a batch of research tasks on a local stack, killing a worker in the middle
@@ -48,6 +48,10 @@ bench: $(STAMP) ## run the benchmarks; ARGS="--help" lists them
 .PHONY: chaos
 chaos: $(STAMP) ## let everything fail under load and check what must hold; ARGS="--minutes 10 --seed 7"
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+.PHONY: rehearse-scale
+rehearse-scale: $(STAMP) ## let a fleet grow from 1 worker to 6 and shrink under load; ARGS="--autoscale", "--simulate", "--help"
+	@$(BIN)/python -m tests.rehearsal $(ARGS)
 
 .PHONY: up
 up: $(STAMP) ## start the local stack: Postgres, Redis, API, workers

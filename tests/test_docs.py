@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from tests.support.http_servers import running
 from tests.support.mcp_servers import Shop
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-_BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
@@ -48,7 +49,9 @@ class Block:
 def blocks(page: str) -> list[Block]:
     path = DOCS / page
     text = path.read_text()
-    return [Block(path, text.count("\n", 0, m.start()) + 2, m[1], m[2].strip(), m[3]) for m in _BLOCK.finditer(text)]
+    return [
+        Block(path, text.count("\n", 0, m.start()) + 2, m[2], m[3].strip(), dedent(m[4])) for m in _BLOCK.finditer(text)
+    ]
 
 
 def run_python(block: Block, namespace: dict[str, object]) -> None:
@@ -57,14 +60,23 @@ def run_python(block: Block, namespace: dict[str, object]) -> None:
 
 
 def run_console(block: Block, folder: Path) -> None:
-    for command, output in _COMMAND.findall(block.text):
+    for command, output in commands(block):
         words = shlex.split(command)
         words = [sys.executable, *(["-m", "longshift.cli", *words[1:]] if words[0] == "longshift" else words[1:])]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=plain_environment())
         shown = done.stdout + done.stderr
         assert (done.returncode != 0) == ("fails" in block.options), f"{command}\n{shown}"
-        expected = ".*".join(re.escape(part) for part in output.strip().split("..."))
-        assert re.search(expected, shown, re.DOTALL), f"{command}\n{shown}\nexpected {output}"
+        check_output(command, shown, output)
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """What follows each ``$``, and the lines below it."""
+    return _COMMAND.findall(block.text)
+
+
+def check_output(command: str, shown: str, output: str) -> None:
+    expected = ".*".join(re.escape(part.strip()) for part in output.strip().split("..."))
+    assert re.search(expected, shown, re.DOTALL), f"{command}\n{shown}\nexpected {output}"
 
 
 def plain_environment() -> dict[str, str]:

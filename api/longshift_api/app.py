@@ -19,13 +19,15 @@ from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
 from longshift.config import Config
 from longshift.db import health as database_health
-from longshift.db import keys
+from longshift.db import keys, revision
 from longshift.db.database import Database
 from longshift.ending import end
 from longshift.errors import Unavailable
+from longshift.health import Pulse, tick
 from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
+from longshift.metrics import ApiMetrics, Server
 from longshift.tracing import OFF, Traces
 from longshift.warming import Warmer
 from longshift_api import (
@@ -44,6 +46,7 @@ from longshift_api import (
 )
 from longshift_api.auth import Keyring
 from longshift_api.deps import Edge
+from longshift_api.measuring import Measured
 from longshift_api.replies import IDEMPOTENCY_KEY
 from longshift_api.schemas import Problem
 from longshift_api.schemas_tools import ApprovalView, ToolCallView
@@ -72,9 +75,11 @@ _FURTHER: Final[list[tuple[type[BaseModel], Literal["validation", "serialization
 def create_app(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -> FastAPI:
     """The ASGI application; connections are opened by its lifespan, which closes ``traces`` as well."""
 
+    metrics = ApiMetrics(revision=revision.newest())
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_edge(config, clock=clock, traces=traces) as edge:
+        async with open_edge(config, clock=clock, metrics=metrics, traces=traces) as edge:
             app.state.edge = edge
             yield
 
@@ -95,13 +100,16 @@ def create_app(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -
     problems.install(app)
     app.add_middleware(problems.Outermost)
     app.add_middleware(Traced)
+    app.add_middleware(Measured, metrics=metrics, clock=clock)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # the documented way
     return app
 
 
 @asynccontextmanager
-async def open_edge(config: Config, *, clock: Clock = SYSTEM, traces: Traces = OFF) -> AsyncIterator[Edge]:
-    """Postgres, Redis, the artifact store and the mailbox over them.
+async def open_edge(
+    config: Config, *, metrics: ApiMetrics, clock: Clock = SYSTEM, traces: Traces = OFF
+) -> AsyncIterator[Edge]:
+    """Postgres, Redis, the artifact store and the mailbox over them; and the port for metrics, if the settings name one.
 
     Redis may be away: submissions are accepted without it.
 
@@ -143,14 +151,28 @@ async def open_edge(config: Config, *, clock: Clock = SYSTEM, traces: Traces = O
             lifecycle=Lifecycle(db, cold, archive, hot.contexts),
             mailbox=mailbox,
             keyring=keyring,
+            metrics=metrics,
+            probes=health.make_probes(db, hot, cold, clock=clock),
             traces=traces,
         )
-        stack.push_async_callback(_end_probes, edge)
+        stack.push_async_callback(edge.probes.close)
+        await stack.enter_async_context(_watched(edge))
         yield edge
 
 
-async def _end_probes(edge: Edge) -> None:
-    await end(edge.probes.values())
+@asynccontextmanager
+async def _watched(edge: Edge) -> AsyncIterator[None]:
+    """Let the loop prove that it turns, and answer at the metrics port."""
+    pulse = Pulse(edge.clock)
+    ticking = asyncio.create_task(tick(pulse, clock=edge.clock, lag=edge.metrics.loop_lag.observe), name="tick")
+    server = Server(edge.metrics, health.pages(edge, pulse))
+    if edge.config.metrics_port is not None:
+        server.try_listen(edge.config.metrics_port, host=edge.config.host)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.close)
+        await end([ticking])
 
 
 async def _check(db: Database, hot: Hot) -> None:

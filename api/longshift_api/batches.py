@@ -93,6 +93,7 @@ async def submit_batch(request: Request, edge: EdgeDep, caller: Caller) -> Respo
     batch_id = show_id(Prefix.BATCH, accepted.resource_id)
     span_of(request).set({names.BATCH_ID: batch_id})
     view = await _view(edge, caller, batch_id)
+    edge.metrics.accepted.inc(0 if accepted.replayed else view.total)
     headers = {"Location": view.links["self"], "Retry-After": "1"} | (REPLAYED if accepted.replayed else {})
     return reply(view, status=202, headers=headers)
 

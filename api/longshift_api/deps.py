@@ -19,9 +19,11 @@ from longshift.db.database import Database
 from longshift.db.idempotency import Idempotency
 from longshift.db.keys import Scope
 from longshift.errors import InvalidInput, NotFound
+from longshift.health import Probes
 from longshift.hot import Hot
 from longshift.lifecycle import Lifecycle
 from longshift.mailbox import Mailbox
+from longshift.metrics import ApiMetrics
 from longshift.model import Prefix, Principal, parse_id
 from longshift.tracing import OFF, Traces
 from longshift_api.auth import Keyring, authenticate, bearer
@@ -41,9 +43,10 @@ class Edge:
     lifecycle: Lifecycle
     mailbox: Mailbox
     keyring: Keyring
+    metrics: ApiMetrics
+    probes: Probes  # questions of /readyz
     traces: Traces = OFF
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # set: streams and long polls end now
-    probes: dict[str, asyncio.Task[str | None]] = field(default_factory=dict)  # questions of /readyz under way
 
 
 class EdgeRoute(APIRoute):

@@ -1,27 +1,34 @@
-"""Is this process alive, and can it do its work? Both without a key."""
+"""Is this process alive, and can it do its work? Both without a key; at the metrics port also while its event loop stands.
+
+At the public port no reason is given why a dependency does not answer: it may name machines.
+"""
+
+from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from fastapi import APIRouter, Response
 
+from longshift.clock import Clock
+from longshift.cold import Cold
 from longshift.db import health as database_health
-from longshift.errors import LongshiftError
-from longshift_api.deps import EdgeDep
+from longshift.db.database import Database
+from longshift.health import PATIENCE, Check, Probes, Pulse, in_loop, live
+from longshift.hot import Hot
+from longshift.metrics import Page
+from longshift_api import schemas
+from longshift_api.deps import Edge, EdgeDep
 from longshift_api.pages import reply
-from longshift_api.schemas import Check, Liveness, Readiness
 
-logger = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
-PATIENCE = timedelta(seconds=3)
 
 
-@router.get("/livez", summary="Alive?", response_model=None, responses={200: {"model": Liveness}})
+@router.get("/livez", summary="Alive?", response_model=None, responses={200: {"model": schemas.Liveness}})
 async def livez() -> Response:
     """The event loop turns. Asks nobody else: a dead database is no reason to restart this process."""
-    return reply(Liveness())
+    return reply(schemas.Liveness())
 
 
 @router.get(
@@ -29,45 +36,52 @@ async def livez() -> Response:
     summary="Ready?",
     response_model=None,
     responses={
-        200: {"model": Readiness, "description": "ok, or degraded: Redis is away, work is accepted and starts later"},
-        503: {"model": Readiness, "description": "Postgres or the artifact store does not answer"},
+        200: {
+            "model": schemas.Readiness,
+            "description": "ok, or degraded: Redis is away, work is accepted and starts later",
+        },
+        503: {"model": schemas.Readiness, "description": "Postgres or the artifact store does not answer"},
     },
 )
 async def readyz(edge: EdgeDep) -> Response:
     """Each dependency by name."""
-    postgres, redis, artifacts = await asyncio.gather(
-        _check(edge.probes, "postgres", lambda: database_health.check(edge.db)),
-        _check(edge.probes, "redis", edge.hot.check),
-        _check(edge.probes, "artifacts", edge.cold.store.check),
-    )
-    checks = {"postgres": postgres, "redis": redis, "artifacts": artifacts}
-    if "failed" in (postgres.status, artifacts.status):
-        return reply(Readiness(status="unavailable", checks=checks), status=503)
-    return reply(Readiness(status="ok" if redis.status == "ok" else "degraded", checks=checks))
+    status, checks = _judged(await edge.probes.ask())
+    shown = {name: _shown(check) for name, check in checks.items()}
+    return reply(schemas.Readiness(status=status, checks=shown), status=503 if status == "unavailable" else 200)
 
 
-async def _check(
-    probes: MutableMapping[str, asyncio.Task[str | None]], name: str, asking: Callable[[], Awaitable[None]]
-) -> Check:
-    """Ask, or join the question under way: those to a dependency that hangs must neither pile up nor be cancelled, for
-    cancelling takes the answer of the same dependency."""
-    probe = probes.get(name)
-    if probe is None or probe.done():
-        probe = probes[name] = asyncio.create_task(_complaint(asking), name=f"probe-{name}")
-    done, _ = await asyncio.wait({probe}, timeout=PATIENCE.total_seconds())
-    if not done:
-        return Check(status="failed", detail=f"no answer within {PATIENCE.total_seconds():g} s")
-    complaint = probe.result()
-    if complaint is None:
-        return Check(status="ok")
-    logger.warning("a dependency does not answer", extra={"dependency": name, "reason": complaint})
-    return Check(status="failed", detail="does not answer; the log of this process says why")
+def make_probes(db: Database, hot: Hot, cold: Cold, *, clock: Clock) -> Probes:
+    """What an API process needs."""
+    questions = {"postgres": lambda: database_health.check(db), "redis": hot.check, "artifacts": cold.store.check}
+    return Probes(questions, clock=clock)
 
 
-async def _complaint(asking: Callable[[], Awaitable[None]]) -> str | None:
-    """What is wrong, as a value: an exception in a task that nobody awaits any more would be logged as lost."""
-    try:
-        await asking()
-    except LongshiftError as error:
-        return str(error)
-    return None
+def pages(edge: Edge, pulse: Pulse) -> Mapping[str, Callable[[], Page]]:
+    """The same for the metrics port, with reasons; called in the loop, asked in threads."""
+    loop = asyncio.get_running_loop()
+
+    def ready() -> Page:
+        checks = in_loop(loop, edge.probes.ask, within=PATIENCE + timedelta(seconds=1))
+        if checks is None:
+            detail = "the event loop does not come to it"
+            return Page(503, {"status": "unavailable", "checks": {"loop": Check(False, detail).shown()}})
+        status, checks = _judged(checks)
+        body = {"status": status, "checks": {name: check.shown() for name, check in checks.items()}}
+        return Page(503 if status == "unavailable" else 200, body)
+
+    def alive() -> Page:
+        return live(pulse, clock=edge.clock, limit=edge.config.loop_limit)
+
+    return {"/livez": alive, "/readyz": ready}
+
+
+def _judged(checks: dict[str, Check]) -> tuple[schemas.Ready, dict[str, Check]]:
+    if not (checks["postgres"].ok and checks["artifacts"].ok):
+        return "unavailable", checks
+    return "ok" if checks["redis"].ok else "degraded", checks
+
+
+def _shown(check: Check) -> schemas.Check:
+    if check.ok:
+        return schemas.Check(status="ok")
+    return schemas.Check(status="failed", detail="does not answer; the log of this process says why")

@@ -402,8 +402,11 @@ class Check(Shown):
     detail: str | None = None
 
 
+Ready = Literal["ok", "degraded", "unavailable"]
+
+
 class Readiness(Shown):
-    status: Literal["ok", "degraded", "unavailable"]
+    status: Ready
     checks: Mapping[str, Check]
 
 

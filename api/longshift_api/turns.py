@@ -227,6 +227,7 @@ async def turn_steps(
 
 
 async def _accepted(request: Request, edge: Edge, caller: Caller, turn_id: str, *, replayed: bool) -> Response:
+    edge.metrics.accepted.inc(0 if replayed else 1)
     turn = await _find(edge, caller, turn_id)
     span = span_of(request)
     span.set({names.TURN_ID: show_id(Prefix.TURN, turn.id), names.SESSION_ID: show_id(Prefix.SESSION, turn.session_id)})

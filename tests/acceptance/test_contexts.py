@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,9 +106,6 @@ def _until_all_are_at_the_gate(fleet: Fleet, count: int) -> None:
 def _restored(workers: list[Process], tier: str) -> float:
     """Contexts that these workers say they had from there."""
     line = re.compile(rf'^longshift_contexts_restored_total{{tier="{tier}"}} (\S+)$', re.MULTILINE)
-    return sum(float(found) for worker in workers for found in line.findall(httpx.get(_metrics(worker)).text))
-
-
-def _metrics(worker: Process) -> str:
-    logged = [json.loads(line) for line in worker.log().splitlines() if "metrics are served" in line]
-    return f"http://127.0.0.1:{logged[0]['port']}/metrics"
+    return sum(
+        float(found) for worker in workers for found in line.findall(httpx.get(f"{worker.metrics_url}/metrics").text)
+    )

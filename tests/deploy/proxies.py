@@ -110,12 +110,13 @@ def proxy(policy: Policy, replicas: Sequence[str], *, guardian: Guardian) -> Ite
         (folder / "nginx.conf").write_text(_config(folder, port))
         (folder / "upstream.conf").write_text(upstream(policy, replicas))
         (folder / "access.log").touch()
-        identity = {"user": _NOBODY, "group": _NOBODY} if os.geteuid() == 0 else {}
-        if identity:
+        user = _NOBODY if os.geteuid() == 0 else None
+        if user is not None:
             for path in (folder, *folder.iterdir()):
                 os.chown(path, _NOBODY, _NOBODY)
-        command = [binary, "-e", f"{folder}/error.log", "-p", folder, "-c", f"{folder}/nginx.conf", "-g", "daemon off;"]
-        process = subprocess.Popen(command, extra_groups=[] if identity else None, **identity)
+        command = [str(binary), "-e", f"{folder}/error.log", "-p", str(folder), "-c", f"{folder}/nginx.conf"]
+        groups = None if user is None else list[int]()
+        process = subprocess.Popen([*command, "-g", "daemon off;"], user=user, group=user, extra_groups=groups)
         guardian.watch(process.pid)
         try:
             yield _ready(Proxy(folder, f"http://127.0.0.1:{port}"), process, folder)

@@ -51,7 +51,7 @@ def triggers() -> dict[str, dict[str, str]]:
 @pytest.fixture
 def asked(keda: Connection, triggers: dict[str, dict[str, str]]) -> Any:
     def ask(name: str) -> float:
-        rows = keda.execute(sql.SQL(triggers[name]["query"])).fetchall()  # type: ignore[arg-type]
+        rows = keda.execute(sql.SQL(triggers[name]["query"])).fetchall()
         assert len(rows) == len(rows[0]) == 1, "KEDA reads one value"
         assert isinstance(rows[0][0], float), "KEDA reads it as a float"
         return rows[0][0]

@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,13 +28,20 @@ Autoscale = Annotated[
     typer.Option("--autoscale", help="the rule of the ScaledObject decides how many workers there are, not a script"),
 ]
 Seconds = Annotated[float, typer.Option(min=10, help="how long the load lasts")]
-Peak = Annotated[int, typer.Option(min=2, max=20, help="workers at the height of a scripted rehearsal")]
+Peak = Annotated[int, typer.Option(min=2, max=20, help="workers at the height; with --autoscale: at most")]
 Slots = Annotated[int, typer.Option(min=1, help="turns that one worker runs at a time")]
 Pace = Annotated[float, typer.Option(min=0.5, help="visits of clients per second at the height")]
 Faster = Annotated[float, typer.Option(min=1, help="with --autoscale: all times of the rule divided by this")]
 Seed = Annotated[int | None, typer.Option(help="decides what clients ask for, and when; default: a new one")]
 AsJson = Annotated[Path | None, typer.Option("--json", help="write figures, series and violations to this file too")]
 Record = Annotated[Path | None, typer.Option(help="write the demand and the series, for the simulation, to this file")]
+Simulate = Annotated[
+    bool, typer.Option("--simulate", help="run no fleet, but simulate the rule over made-up demand: minutes")
+]
+Picture = Annotated[
+    Path | None, typer.Option("--svg", help="with --simulate: only draw the picture of docs/how-to/scale.md")
+]
+Demands = Annotated[str, typer.Option("--only", help="with --simulate: names of demands, comma-separated")]
 Manifest = Annotated[Path, typer.Option(help="file with the ScaledObject")]
 
 
@@ -49,6 +57,9 @@ def main(
     json_file: AsJson = None,
     record_file: Record = None,
     scaled_object: Manifest = SCALED_OBJECT,
+    simulate: Simulate = False,
+    only: Demands = "",
+    picture: Picture = None,
 ) -> None:
     """Let a fleet of real workers grow from 1 to 6 and shrink to 1 under load, and check from outside that nothing was lost.
 
@@ -56,12 +67,16 @@ def main(
     logs, are in the folder that it names then. Ends with 2 if the command line is wrong.
     """
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if simulate:
+        _simulate(console, only, json_file, picture)
+        return
     options = Options(
         phases=_phases(SHORT if short else seconds, peak, pace, scripted=not autoscale),
         seed=seed if seed is not None else random.SystemRandom().randrange(1_000_000),
         slots=slots,
         grace=GRACE,
-        rule=rule_for(slots, scaled_object).faster(faster) if autoscale else None,
+        rule=replace(rule_for(slots, scaled_object).faster(faster), most=peak) if autoscale else None,
+        faster=faster if autoscale else 1,
     )
     console.print(f"seed {options.seed}", highlight=False)
     result = _run(options, console)
@@ -73,6 +88,19 @@ def main(
     if result.violations:
         raise typer.Exit(1)
     shutil.rmtree(result.folder)
+
+
+def _simulate(console: Console, only: str, json_file: Path | None, picture: Path | None) -> None:
+    from tests.rehearsal.compare import compare, own_views
+    from tests.rehearsal.draw import draw
+
+    if picture is not None:
+        with own_views() as ask:
+            picture.write_text(draw(ask))
+        return
+    found = compare(console, names=[name.strip() for name in only.split(",") if name.strip()])
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _phases(seconds: float, peak: int, pace: float, *, scripted: bool) -> list[Phase]:

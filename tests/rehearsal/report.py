@@ -47,10 +47,14 @@ def record(result: Result) -> dict[str, Any]:
     return {
         "about": f"{'scripted' if result.options.rule is None else 'autoscaled'}, seed {result.options.seed}",
         "slots": result.options.slots,
-        "segments": [astuple(segment) for segment in result.figures.segments],
+        "faster": result.options.faster,
+        "most": result.options.rule.most if result.options.rule is not None else None,
+        "segments": [[round(each, 2) for each in astuple(segment)] for segment in result.figures.segments],
         "ready_after": round(median(result.figures.ready), 2),
         "changes": result.progress.changes,
-        "series": [[s.at, s.runnable, s.running, s.oldest, s.wanted, s.ready] for s in result.progress.series],
+        "series": [
+            [s.at, s.runnable, s.running, round(s.oldest, 2), s.wanted, s.ready] for s in result.progress.series
+        ],
     }
 
 

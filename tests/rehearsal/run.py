@@ -50,6 +50,7 @@ class Options:
     slots: int
     grace: float
     rule: Rule | None = None  # where the phases have no replicas
+    faster: float = 1.0  # by so much it is faster than the one that is deployed
     patience: float = 120.0  # seconds from the end of the load to the end of the last turn
 
     @property

@@ -44,7 +44,9 @@ class Fleet(LocalFleet):
         redis_url: str,
         guardian: Guardian,
         settings: Mapping[str, object] | None = None,
+        software: Path = ROOT,
     ) -> None:
+        """``software``: where its ``workers`` and ``api`` are."""
         super().__init__(
             folder,
             agents=AGENTS,
@@ -53,7 +55,7 @@ class Fleet(LocalFleet):
             guardian=guardian,
             settings=settings,
             environment={"ACCEPTANCE_FOLDER": str(folder)},
-            path=[ROOT, ROOT / "workers", ROOT / "api"],
+            path=[software / "workers", software / "api", ROOT],
             api_key=KEY,
         )
 

@@ -175,6 +175,17 @@ def load(**overrides: object) -> Config:
         raise ConfigError("settings that do not fit: " + "; ".join(map(_misfit, error.errors()))) from None
 
 
+def unknown() -> list[str]:
+    """Variables that begin like settings and are none: misspelt ones do nothing.
+
+    Kubernetes adds such variables for each service whose name begins with ours (``LONGSHIFT_API_SERVICE_HOST``): not meant.
+    """
+    given = [name for name in os.environ if name.startswith("LONGSHIFT_")]
+    services = tuple(name.removesuffix("SERVICE_HOST") for name in given if name.endswith("_SERVICE_HOST"))
+    known = {f"LONGSHIFT_{name.upper()}" for name in Config.model_fields}
+    return sorted(name for name in given if name not in known and not name.startswith(services))
+
+
 def _misfit(error: ErrorDetails) -> str:
     name = ".".join(str(part) for part in error["loc"]).upper()
     return f"LONGSHIFT_{name}: {error['msg']}" if name else error["msg"]

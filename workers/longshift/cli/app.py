@@ -6,7 +6,8 @@ from importlib import metadata
 
 import typer
 
-from longshift.cli import artifacts, decide, fleet, keys, look, processes, sessions, tenants, work
+from longshift.cli import artifacts, decide, fleet, keys, look, operate, processes, sessions, tenants, work
+from longshift.cli.doctor import doctor
 from longshift.cli.exits import EPILOG
 from longshift.cli.torture import torture
 from longshift.cli.up import up
@@ -38,10 +39,11 @@ def options(
 _RUN, _OPERATE, _WORK, _DECIDE = "Run", "Operate", "Give work", "Decide"
 _LOOK, _KEEP, _TEST = "Look", "Keep and delete", "Test"
 for panel, commands in (
-    (_RUN, (up, processes.worker, processes.api, processes.migrate)),
+    (_RUN, (up, processes.worker, processes.api, operate.exporter, processes.migrate)),
     (_WORK, (work.submit, work.batch, work.retry, work.cancel)),
     (_DECIDE, (decide.approvals, decide.approve, decide.tools, decide.settle, decide.signal)),
     (_LOOK, (look.status, look.result, look.events, look.steps, look.agents)),
+    (_OPERATE, (doctor, operate.probe)),
     (_TEST, (torture,)),
 ):
     for command in commands:

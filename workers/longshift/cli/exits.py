@@ -22,7 +22,9 @@ class ExitCode(IntEnum):
     """What a command's exit code means."""
 
     OK = 0
-    FAILED = 1  # the turn, or a turn of the batch, has not succeeded; a tortured agent broke a promise
+    FAILED = (
+        1  # the turn, or a turn of the batch, has not succeeded; a tortured agent broke a promise; a probe: not well
+    )
     USAGE = 2  # wrong arguments, settings or input
     NOT_FOUND = 3
     UNAVAILABLE = 4  # the API, Postgres or Redis does not answer

@@ -133,6 +133,7 @@ class Stack:
             data=data,
             host=config.host,
             port=port,
+            metrics_port=None if config.metrics_port is None else 0,  # they cannot all have the same one
         )
         (data / "logs").mkdir(mode=0o700, exist_ok=True)
         self._run("api", API, environment, grace=API_GRACE, where=self.url)

@@ -21,6 +21,7 @@ from longshift import wakeup
 from longshift.errors import ConfigError, Unavailable
 from longshift.events import storable
 from longshift.hot.contexts import Contexts
+from longshift.hot.facts import Facts, look
 from longshift.hot.link import Link, reason
 from longshift.hot.listener import Listener
 
@@ -89,6 +90,18 @@ class Hot:
         try:
             async with asyncio.timeout(self._limit):
                 await self._redis.ping()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis does not answer at LONGSHIFT_REDIS_URL: {reason(error)}") from None
+
+    async def facts(self) -> Facts:
+        """What Redis says of itself, and whether it takes a write: a key of a moment.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        try:
+            async with asyncio.timeout(self._limit):
+                return await look(self._redis)
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis does not answer at LONGSHIFT_REDIS_URL: {reason(error)}") from None
 

@@ -50,6 +50,7 @@ from a copy that is not compared with the log."""
 API = ("longshift_api",)
 SUPERVISED: tuple[str, ...] = ("longshift.cli", "worker")
 WORKER = (*SUPERVISED, "--no-supervisor")
+EXPORTER = ("longshift.cli", "exporter")
 CRASHING_WORKER = ("longshift.testing.worker",)
 
 
@@ -71,6 +72,14 @@ class Process:
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
+
+    @property
+    def metrics_url(self) -> str:
+        """Where it serves ``/metrics``, ``/livez`` and the like; it was started with ``metrics_port=0``."""
+        served = [line for line in self.log().splitlines() if '"metrics are served"' in line]
+        if not served:
+            raise UsageError(f"{self.name} serves no metrics: start it with metrics_port=0, and wait until it serves")
+        return f"http://127.0.0.1:{json.loads(served[-1])['port']}"
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -311,6 +320,12 @@ class LocalFleet:
         process = self._start(name, command, {"agents": self.agents, **settings}, environment=environment or {})
         if ready:
             self.wait_ready(process)
+        return process
+
+    def start_exporter(self, name: str = "exporter", **settings: object) -> Process:
+        """Start the process that serves the figures of the fleet; returns when it does."""
+        process = self._start(name, EXPORTER, {"metrics_port": 0, **settings}, environment={})
+        self._wait(process, lambda: '"metrics are served"' in process.log())
         return process
 
     def wait_ready(self, process: Process) -> None:
