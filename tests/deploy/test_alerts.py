@@ -8,7 +8,8 @@ import subprocess
 import pytest
 import yaml
 
-from tests.deploy.promql import ALERTS, ROOT, alerts, mistakes
+from longshift.metrics import WorkerMetrics
+from tests.deploy.promql import ALERTS, ROOT, alerts, documented, mistakes
 from tests.support.programs import program
 
 UNIT_TESTS = ALERTS.with_name("alerts_test.yaml")
@@ -39,6 +40,13 @@ def test_every_alert_is_made_to_fire_and_none_fires_in_a_fleet_that_is_well() ->
     promtool = [str(program("promtool")), "test", "rules", str(UNIT_TESTS)]
     done = subprocess.run(promtool, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_first_drift_of_a_process_is_an_increase() -> None:
+    """A series that begins with 1 has increased by nothing, as Prometheus sees it."""
+    reasons = documented()["longshift_context_drift_total"]["reason"]
+    scraped = WorkerMetrics().registry
+    assert {scraped.get_sample_value("longshift_context_drift_total", {"reason": r}) for r in reasons} == {0}
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:

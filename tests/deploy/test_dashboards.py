@@ -93,9 +93,12 @@ def prometheus(
         Fleet(folder, database_url=url, redis_url=redis_server.url, guardian=guardian) as fleet,
     ):
         fleet.settings = {"metrics_port": 0}
-        exporter = fleet._start("exporter", ("longshift.cli", "exporter"), {}, environment={})
-        targets = {"longshift-exporter": exporter, "longshift-api": fleet.start_api()}
-        targets["longshift-worker"] = fleet.start_worker("worker")
+        targets = {
+            "longshift-exporter": fleet._start("exporter", ("longshift.cli", "exporter"), {}, environment={}),
+            "longshift-worker": fleet.start_worker("worker", ready=False),
+            "longshift-api": fleet.start_api(),
+        }
+        fleet.wait_ready(targets["longshift-worker"])
         turn = fleet.client.submit("ordered", 1)
         fleet.client.wait(turn)
         (folder / ALERTS.name).write_text(ALERTS.read_text())

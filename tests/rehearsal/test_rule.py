@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsal.manifests import SCALED_OBJECT, rule_for
+from longshift.testing.fleet import SUPERVISED
+from tests.rehearsal.manifests import SCALED_OBJECT, capacity, command, rule_for
 from tests.rehearsal.rule import Autoscaler, Behaviour, Policy, Rule, Trigger, read
 
 AT_ONCE = Behaviour(0, (Policy(percent=True, value=1000, period=15),))
@@ -102,8 +103,12 @@ def test_what_is_not_modelled_is_refused(tmp_path: Path) -> None:
 
 def test_the_rule_of_the_fleet_is_read_and_fits_workers_of_another_size() -> None:
     rule = read(SCALED_OBJECT)
-    half = rule_for(50)
+    half = rule_for(capacity() // 2)
 
     assert rule.least >= 1  # the sweeper lives in workers
     assert [trigger.average for trigger in rule.triggers] == [True, False]
     assert [trigger.target for trigger in half.triggers] == [rule.triggers[0].target / 2, rule.triggers[1].target]
+
+
+def test_pods_run_what_the_rehearsal_runs() -> None:
+    assert command() == ["longshift", *SUPERVISED[1:]]

@@ -40,11 +40,10 @@ _RUN, _OPERATE, _WORK, _DECIDE = "Run", "Operate", "Give work", "Decide"
 _LOOK, _KEEP, _TEST = "Look", "Keep and delete", "Test"
 for panel, commands in (
     (_RUN, (up, processes.worker, processes.api, operate.exporter, processes.migrate)),
-    (_OPERATE, (doctor,)),
     (_WORK, (work.submit, work.batch, work.retry, work.cancel)),
     (_DECIDE, (decide.approvals, decide.approve, decide.tools, decide.settle, decide.signal)),
     (_LOOK, (look.status, look.result, look.events, look.steps, look.agents)),
-    (_OPERATE, (operate.probe,)),
+    (_OPERATE, (doctor, operate.probe)),
     (_TEST, (torture,)),
 ):
     for command in commands:

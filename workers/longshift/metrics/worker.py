@@ -5,6 +5,9 @@ from __future__ import annotations
 from longshift.metrics.families import MOMENTS, ROWS, WAITS, Metrics
 from longshift.metrics.turns import TurnMetrics
 
+DRIFTS = ("unreadable", "digest", "ahead", "history", "fold", "local")
+"""What can be wrong with a copy of a context: see ``longshift.context``."""
+
 
 class WorkerMetrics(Metrics):
     """The metrics of one worker process."""
@@ -89,6 +92,8 @@ class WorkerMetrics(Metrics):
             "Copies of contexts that were not the fold of the log, by what was wrong; each was dropped and rebuilt.",
             "reason",
         )
+        for reason in DRIFTS:  # from 0, or nobody would see an increase in the first one, which may be the only one
+            self.drift.labels(reason=reason)
         self.collected = self.counter(
             "longshift_collected_total",
             "What the collector has removed because nothing refers to it: artifacts, blobs (their bytes, once for each tenant"

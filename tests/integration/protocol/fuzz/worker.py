@@ -32,6 +32,9 @@ ALIVE = {
     "want_leader": False,
     "leader": 0,
     "watching_since": None,
+    "condition": "ok",
+    "complaint": None,
+    "stuck_after": timedelta(seconds=30),
 }
 ROW = {
     "host": "here",
@@ -41,6 +44,9 @@ ROW = {
     "lock_key": None,
     "process": None,
     "isolated": False,
+    "version": None,
+    "revision": None,
+    "serves": "[]",
 }
 ENDS = {"cancel": (Kind.TURN_CANCELLED, TurnStatus.CANCELLED), "expire": (Kind.TURN_EXPIRED, TurnStatus.EXPIRED)}
 
