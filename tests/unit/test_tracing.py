@@ -302,12 +302,14 @@ def test_the_environment_names_the_service(monkeypatch: pytest.MonkeyPatch) -> N
     assert spans.one("one").service == "research-workers"
 
 
+@pytest.mark.timeout(20)
 def test_a_collector_that_is_away_costs_its_spans_and_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and listens to nothing
         variables = {
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "3600",  # of a patience that no process should share when it ends
             "OTEL_BSP_SCHEDULE_DELAY": "1",
             "OTEL_BSP_MAX_QUEUE_SIZE": "20",
             "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5",
@@ -315,7 +317,7 @@ def test_a_collector_that_is_away_costs_its_spans_and_one_line(
         traces = otlp(monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}", **variables)
         monkeypatch.setattr("longshift.tracing.otel.LAST_SPANS", 0.1)
         result = run(busy, 50, traces=traces)
-        traces.close()  # would hang for as long as the exporter is patient, and the test with it
+        traces.close()
 
     assert result.output == 50
     complaints = [record for record in caplog.records if record.name.startswith("opentelemetry")]

@@ -169,7 +169,8 @@ class OtelTraces(Traces):
         if closing.is_alive():
             self._exporter.shutdown()  # ends its tries
             closing.join(LAST_SPANS)
-        logging.getLogger(_SENDER).removeFilter(self._complaints)
+        if not closing.is_alive():  # else it may complain yet
+            logging.getLogger(_SENDER).removeFilter(self._complaints)
 
 
 class Seldom(logging.Filter):
