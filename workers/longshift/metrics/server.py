@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from socketserver import TCPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -51,7 +52,22 @@ class _Handler(WSGIRequestHandler):
         """Probes come every few seconds."""
 
 
-class _Server6(ThreadingWSGIServer):
+class _Server(ThreadingWSGIServer):
+    request_queue_size = 1024
+    """Connections that wait to be accepted. socketserver's 5 are too few for a burst: the others would find nobody for seconds."""
+
+    def server_bind(self) -> None:
+        """Without http.server's look-up of this machine's name: it asks DNS, and whoever starts would wait for that."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # of an internet address
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that said nothing in time, or went away, is none of our errors; by default it is a traceback on stderr."""
+        logger.debug("a connection to the metrics port failed", exc_info=True, extra={"client": str(client_address)})
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -70,7 +86,7 @@ class Server:
         Raises:
             OSError: the port is taken, or the address is not one of this machine.
         """
-        kind = _Server6 if ":" in host else ThreadingWSGIServer
+        kind = _Server6 if ":" in host else _Server
         server = make_server(host, port, self._answer, server_class=kind, handler_class=_Handler)
         thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()

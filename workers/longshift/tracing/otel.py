@@ -119,7 +119,11 @@ class Ids(RandomIdGenerator):
 
     def generate_trace_id(self) -> int:
         given = self._given.get()
-        return super().generate_trace_id() if given is None else given.int
+        if given is None:
+            return super().generate_trace_id()
+        # Samplers by ratio compare the lower 64 bits. The first two of these are the same in every UUID: by them, a ratio of a
+        # half would sample none at all.
+        return given.int ^ (given.int & 0b11) << 62
 
 
 class OtelTraces(Traces):
