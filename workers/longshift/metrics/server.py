@@ -56,7 +56,8 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingWSGIServer):
     request_queue_size = 1024
-    """Connections that wait to be accepted. socketserver's 5 are too few for a burst: the others would find nobody for seconds."""
+    """Connections that wait to be accepted. socketserver's 5 are too few for a burst: the others would find nobody for
+    seconds."""
 
     def server_bind(self) -> None:
         """Without http.server's look-up of this machine's name: it asks DNS, and whoever starts would wait for that."""
@@ -66,7 +67,8 @@ class _Server(ThreadingWSGIServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that said nothing in time, or went away, is none of our errors; by default it is a traceback on stderr."""
-        logger.debug("a connection to the metrics port failed", exc_info=True, extra={"client": str(client_address)})
+        where = {"client": str(client_address)}
+        logger.debug("a connection to the metrics port failed", exc_info=True, extra=where)  # noqa: LOG014 - within its except
 
 
 class _Server6(_Server):
