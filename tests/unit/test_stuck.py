@@ -144,7 +144,7 @@ def test_a_plain_agent_is_known_to_have_its_thread_while_it_runs() -> None:
         assert execution is not None
         return [execution.port.pace.queued, execution.port.pace.threaded]
 
-    assert run(plain).output == [False, True]
+    assert run(plain, None).value == [False, True]
 
 
 def test_a_plain_agent_has_no_thread_before_it_says_so_nor_when_it_has_ended() -> None:
