@@ -19,7 +19,8 @@ from longshift.db import doctor as facts
 from longshift.db.database import Database
 from longshift.db.liveness import LEADER
 from longshift.db.revision import newest
-from longshift.doctor import CHECKS, Grade, examine
+from longshift.doctor import CHECKS, Check, Grade, examine
+from longshift.doctor.findings import Seen
 from longshift.doctor.ground import Ground, opened
 from longshift.hot.facts import Facts
 from tests.support.databases import Databases
@@ -96,6 +97,33 @@ def test_the_names_of_checks_are_each_there_once() -> None:
     names = [check.name for check in CHECKS]
     assert len(names) == len(set(names))
     assert {need for check in CHECKS for need in check.needs} <= set(names)
+
+
+def test_a_role_without_rights_is_told_so_by_doctor_and_by_fleet(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    servers = {"redis_url": redis_url, "artifacts_url": (tmp_path / "artifacts").as_uri()}
+    do(database_url, "DROP ROLE IF EXISTS without_rights; CREATE ROLE without_rights LOGIN")
+    try:
+        url = database_url.replace("longshift@", "without_rights@")
+        looked = call_inline("doctor", "--json", folder=tmp_path, database_url=url, **servers)
+        listed = call_inline("fleet", folder=tmp_path, database_url=url)
+    finally:
+        do(database_url, "DROP ROLE without_rights")
+
+    said = "the role of LONGSHIFT_DATABASE_URL lacks a right: permission denied for table alembic_version"
+    (problem,) = [each for each in looked.lines if each["grade"] == "problem"]
+    assert (looked.code, problem["check"], problem["found"].startswith(said)) == (1, "schema", True)
+    assert (listed.code, said in listed.err) == (2, True)
+
+
+async def test_a_check_that_breaks_hides_none_of_the_others(config: Config) -> None:
+    async def broken(_: Ground) -> Seen:
+        raise RuntimeError("no such answer")
+
+    checks = [Check("broken", broken, "look"), *(check for check in CHECKS if check.name == "redis")]
+    first, second = [each async for each in examine(config, checks=checks)]
+    assert (first.grade, first.found, second.grade) == (Grade.PROBLEM, "RuntimeError: no such answer", Grade.OK)
 
 
 def test_a_healthy_fleet_has_no_problem(database_url: str, redis_url: str, tmp_path: Path) -> None:

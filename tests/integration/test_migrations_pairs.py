@@ -6,7 +6,9 @@ file, which continue after the newest one of ours.
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -92,6 +94,7 @@ def test_an_empty_database_has_nobody_to_consider(databases: Databases) -> None:
         execute(url, "CREATE SCHEMA public")
 
         assert upgrade(url, scripts=LATER) == Migrated("9003")
+        assert state(url) == ("9003", "9001", 0)
 
 
 @pytest.mark.parametrize("name", ["longshift-api", "longshift-api/0004", f"longshift-worker/{newest()}", "longshift"])
@@ -145,11 +148,31 @@ def test_what_starts_while_a_contraction_begins_either_stops_it_or_does_not_star
     late[0].close()
 
 
+def test_a_contraction_that_comes_too_early_keeps_no_old_process_from_being_started_again(
+    expanded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[str] = []
+    monkeypatch.setattr(compatibility, "announce", lambda _, oldest: announced.append(oldest))
+    with psycopg.connect(expanded, application_name="longshift-api/0004"), pytest.raises(InUse):
+        upgrade(expanded, contract=True, scripts=NEW)
+
+    assert announced == []
+
+
 async def test_old_software_does_not_start_once_a_contraction_is_announced(expanded: str) -> None:
     execute(expanded, "UPDATE compatibility SET oldest = '9001'")
 
     assert not await starts(expanded, OLD.software)
     assert await starts(expanded, NEW.software)
+
+
+def test_an_announcement_whose_process_was_killed_does_not_outlive_the_next_migration(expanded: str) -> None:
+    before = state(expanded)
+    execute(expanded, "UPDATE compatibility SET oldest = '9001'")  # all that a kill leaves
+    with psycopg.connect(expanded, application_name=f"longshift-api/{newest()}"), pytest.raises(InUse):
+        upgrade(expanded, contract=True, scripts=NEW)
+
+    assert state(expanded) == before
 
 
 def test_old_software_that_migrates_a_newer_database_changes_nothing_or_says_that_it_is_too_old(expanded: str) -> None:
@@ -158,6 +181,51 @@ def test_old_software_that_migrates_a_newer_database_changes_nothing_or_says_tha
 
     with pytest.raises(ConfigError, match=r"at revision 9002, and this software, .* is too old for it"):
         upgrade(expanded, scripts=OLD)
+
+
+def test_a_process_that_migrates_and_hangs_is_ended_by_the_server(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold locks for which the whole fleet waits."""
+    limits: dict[str, str] = {}
+    brief = compatibility.be_brief
+
+    def look(connection: Connection) -> None:
+        for name in ("idle_in_transaction_session_timeout", "idle_session_timeout"):
+            limits[name] = str(connection.exec_driver_sql(f"SHOW {name}").scalar())
+        brief(connection)
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1ms'")
+        with psycopg.connect(database_url, autocommit=True) as other:
+            wait_until_sync(lambda: not migrating(other), description="the server ends the session that hangs")
+
+    def migrating(other: psycopg.Connection) -> bool:
+        query = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ 'migrate'"
+        return other.execute(query).fetchone() is not None
+
+    monkeypatch.setattr(compatibility, "be_brief", look)
+    with pytest.raises(Unavailable, match="idle-in-transaction timeout"):
+        upgrade(database_url, scripts=NEW)
+
+    assert limits == {"idle_in_transaction_session_timeout": "10s", "idle_session_timeout": "1min"}
+
+
+def test_migrate_says_that_a_server_does_not_answer_instead_of_waiting_for_ever() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        with pytest.raises(Unavailable, match="Postgres does not answer"):
+            upgrade(f"postgresql://longshift@127.0.0.1:{port}/longshift", connect_timeout=timedelta(0))
+
+
+def test_a_role_that_may_not_migrate_is_told_so(databases: Databases) -> None:
+    with databases.fresh() as url:
+        execute(url, "DROP SCHEMA public CASCADE")
+        execute(url, "DROP ROLE IF EXISTS nobody_of_ours")
+        execute(url, "CREATE ROLE nobody_of_ours LOGIN")
+        try:
+            with pytest.raises(ConfigError, match="the role of LONGSHIFT_DATABASE_URL lacks a right"):
+                upgrade(url.replace("longshift@", "nobody_of_ours@"))
+        finally:
+            execute(url, "DROP ROLE nobody_of_ours")
 
 
 def test_whoever_skips_a_release_must_contract_before_the_new_software_can_start(database_url: str) -> None:

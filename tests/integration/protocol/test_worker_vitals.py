@@ -180,9 +180,7 @@ async def test_a_plain_step_that_waits_for_a_thread_has_no_deadline_of_its_own(s
     turns = [await scene.submit("threaded") for _ in range(2)]
 
     def waiting() -> list[bool]:
-        return sorted(
-            run.execution.port.pace.waits_for_thread for run in scene.worker.runs if run.execution is not None
-        )
+        return sorted(turn.waits_for_thread for turn in map(scene.worker._vitals._silence, scene.worker.runs))
 
     async def one_has_it() -> bool:
         return waiting() == [False, True]

@@ -227,7 +227,7 @@ def _turn(running: RunningRecord) -> dict[str, Json]:
 def _with_database(question: Callable[[Database], Awaitable[T]]) -> T:
     """Raises ``ConfigError``, ``Unavailable``: the database is not named, away, or not migrated."""
     from longshift.db import health
-    from longshift.db.database import Database
+    from longshift.db.database import Database, rights
 
     config = local.load()
 
@@ -237,7 +237,8 @@ def _with_database(question: Callable[[Database], Awaitable[T]]) -> T:
         )
         try:
             await health.check_schema(db)
-            return await question(db)
+            with rights():
+                return await question(db)
         finally:
             await db.close()
 

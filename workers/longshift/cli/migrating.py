@@ -32,7 +32,7 @@ def bring(config: Config, *, contract: bool, wait: float) -> migrations.Migrated
     url = config.require("database_url")
 
     def once() -> migrations.Migrated:
-        done = migrations.upgrade(url, contract=contract)
+        done = migrations.upgrade(url, contract=contract, connect_timeout=config.connect_timeout)
         if done.sufficient:
             asyncio.run(_make_vectors(url))
         return done

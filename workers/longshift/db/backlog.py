@@ -1,6 +1,6 @@
 """What holds for the whole fleet: the backlog of each queue, and how much of what there is. No statement here writes.
 
-The statements read indexes, but they count: with a million open turns that takes about a second. Who calls this decides how
+The statements read indexes, but they count: with a million open turns that takes about two seconds. Who calls this decides how
 often that is worth it; the server ends what takes longer than the connection's time limit.
 """
 

@@ -19,7 +19,14 @@ import psycopg
 from psycopg.types.array import ListBinaryDumper
 from sqlalchemy import Connection, Engine, Row, TextClause, event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidRequestError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InvalidRequestError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -73,6 +80,25 @@ def reason(error: BaseException) -> str:
     """The first line of what the driver said, without the statement and its parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+
+
+@contextmanager
+def rights() -> Iterator[None]:
+    """For commands of operators, whose role may be another one than the fleet's.
+
+    Raises:
+        ConfigError: it lacks a right.
+    """
+    try:
+        yield
+    except ProgrammingError as error:
+        # the latter: no schema in which it may make something
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege | psycopg.errors.InvalidSchemaName):
+            raise
+        raise ConfigError(
+            f"the role of LONGSHIFT_DATABASE_URL lacks a right: {reason(error)}; grant it, or use the role that owns the "
+            "tables"
+        ) from None
 
 
 class UniqueConflict(Exception):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from longshift.db.compatibility import too_new
-from longshift.db.database import Database
+from longshift.db.database import Database, rights
 from longshift.db.revision import Software, ours
 from longshift.errors import ConfigError
 
@@ -57,10 +57,12 @@ async def standing(db: Database, *, software: Software | None = None) -> Standin
     """
     Raises:
         Unavailable: Postgres does not answer.
+        ConfigError: this role may not even look.
     """
-    has = (await db.fetch(HAS_TABLES))[0]
-    revisions = [row.revision for row in await db.fetch(REVISION)] if has.made else []
-    oldest = [row.oldest for row in await db.fetch(OLDEST)] if has.paired else []
+    with rights():
+        has = (await db.fetch(HAS_TABLES))[0]
+        revisions = [row.revision for row in await db.fetch(REVISION)] if has.made else []
+        oldest = [row.oldest for row in await db.fetch(OLDEST)] if has.paired else []
     return Standing(software or ours(), revisions[0] if revisions else None, oldest[0] if oldest else None)
 
 

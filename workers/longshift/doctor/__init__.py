@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from longshift.clock import SYSTEM, Clock
 from longshift.config import Config
+from longshift.db.database import reason, rights
 from longshift.doctor import fleet, servers
 from longshift.doctor.findings import Check, Finding, Grade
 from longshift.doctor.ground import Ground, opened
@@ -37,7 +38,10 @@ async def _finding(check: Check, ground: Ground, *, failed: set[str]) -> Finding
     if missing:
         return Finding(check.name, Grade.SKIPPED, f"not looked at, because of {missing[0]}")
     try:
-        seen = await check.look(ground)
+        with rights():
+            seen = await check.look(ground)
     except LongshiftError as error:
         return Finding(check.name, Grade.PROBLEM, str(error), check.advice)
+    except Exception as error:  # noqa: BLE001 - a server that answers as none should must not hide what the other checks find
+        return Finding(check.name, Grade.PROBLEM, f"{type(error).__name__}: {reason(error)}", check.advice)
     return Finding(check.name, seen.grade, seen.what, None if seen.grade is Grade.OK else check.advice)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 10
 """Seconds for a request to come: a connection that says nothing keeps a thread."""
+CLOSES = 0.1
+"""Seconds within which a server that is closed ends."""
 REASONS = {
     200: "OK",
     404: "Not Found",
@@ -89,7 +91,7 @@ class Server:
         """
         kind = _Server6 if ":" in host else _Server
         server = make_server(host, port, self._answer, server_class=kind, handler_class=_Handler)
-        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread = Thread(target=server.serve_forever, args=(CLOSES,), name="metrics", daemon=True)
         thread.start()
         self._served = server, thread
         logger.info("metrics are served", extra={"host": host, "port": server.server_port})

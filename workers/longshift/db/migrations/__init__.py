@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,17 +30,23 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from longshift.db import compatibility
-from longshift.db.database import driver_url, reason
+from longshift.db.database import driver_url, reason, rights
 from longshift.db.revision import Software, signed
 from longshift.errors import ConfigError, InUse, Unavailable
 
 HERE = Path(__file__).parent
 PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
 """Seconds before a migration is begun again that could not have its locks."""
+_MORTAL = (
+    "-c idle_in_transaction_session_timeout=10s -c idle_session_timeout=60s"
+    " -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+)
+"""A process that migrates may be stopped, or vanish with its machine, while it holds locks for which the whole fleet waits: the
+server then ends its session, which rolls back. Itself it is never idle for longer than the longest of ``PAUSES``."""
 _BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
@@ -104,24 +111,39 @@ class Scripts:
         return config
 
 
-def upgrade(url: str, *, to: str | None = None, contract: bool = False, scripts: Scripts | None = None) -> Migrated:
+def upgrade(
+    url: str,
+    *,
+    to: str | None = None,
+    contract: bool = False,
+    scripts: Scripts | None = None,
+    connect_timeout: timedelta = timedelta(seconds=3),
+) -> Migrated:
     """Migrate the database at ``url``, up to the revision ``to`` (None: the newest), stopping in front of a contracting
     migration unless ``contract``; safe to call from many processes.
 
     Raises:
         Unavailable: Postgres does not answer, or others hold locks for so long that a migration could not have its own.
         InUse: processes run that would not understand the new schema; nothing of that migration has changed.
-        ConfigError: the database is of a newer version, which this software does not understand.
+        ConfigError: the database is of a newer version, which this software does not understand; or this role lacks a right.
     """
     scripts = scripts or Scripts()
     engine = create_engine(
-        driver_url(url), poolclass=NullPool, connect_args={"application_name": signed("longshift-migrate")}
+        driver_url(url),
+        poolclass=NullPool,
+        connect_args={
+            "application_name": signed("longshift-migrate"),
+            "connect_timeout": max(2, round(connect_timeout.total_seconds())),
+            "options": _MORTAL,
+        },
     )
     try:
-        with engine.connect() as connection:
+        with rights(), engine.connect() as connection:
             compatibility.lock(connection)  # replicas that start together migrate one after the other
             return _upgrade(connection, scripts, to=to, contract=contract)
-    except OperationalError as error:
+    except DBAPIError as error:
+        if not isinstance(error, OperationalError) and not error.connection_invalidated:
+            raise
         if isinstance(error.orig, _BUSY):
             raise Unavailable(
                 "others hold locks on the tables for too long, and nothing was migrated: `longshift doctor` names long "
@@ -144,6 +166,8 @@ def _upgrade(connection: Connection, scripts: Scripts, *, to: str | None, contra
         if not software.understands(now, oldest=compatibility.oldest(connection)):
             raise ConfigError(compatibility.too_new(now, software))
         return Migrated(now)
+    if now is not None:
+        _forget_announcement(connection, scripts, now)
     coming = scripts.after(now, to=to)
     while coming:
         first = coming[0]
@@ -182,6 +206,15 @@ def _contract(connection: Connection, scripts: Scripts, migration: Migration) ->
         connection.rollback()
         compatibility.withdraw(connection, before)
         raise
+
+
+def _forget_announcement(connection: Connection, scripts: Scripts, now: str) -> None:
+    """Of a contracting migration whose process was killed before it was applied: software that the schema still fits could not
+    start. Whoever announces holds the lock that we hold, so that nobody is about to apply it."""
+    true = max(each.oldest for each in scripts.chain if each.revision <= now)
+    announced = compatibility.oldest(connection)
+    if announced is not None and announced > true:
+        compatibility.withdraw(connection, true)
 
 
 def _refuse_under_older(connection: Connection, migration: Migration) -> None:
