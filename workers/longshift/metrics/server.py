@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from socketserver import TCPServer
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 10
 """Seconds for a request to come: a connection that says nothing keeps a thread."""
+CLOSES = 0.1
+"""Seconds within which a server that is closed ends."""
 REASONS = {
     200: "OK",
     404: "Not Found",
@@ -54,7 +57,7 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingWSGIServer):
     request_queue_size = 1024
-    """Connections that wait to be accepted. socketserver's 5 are too few for a burst: the others would find nobody for seconds."""
+    """Connections that wait to be accepted. Of a burst, socketserver's own 5 would leave the others waiting for many seconds."""
 
     def server_bind(self) -> None:
         """Without http.server's look-up of this machine's name: it asks DNS, and whoever starts would wait for that."""
@@ -64,7 +67,7 @@ class _Server(ThreadingWSGIServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that said nothing in time, or went away, is none of our errors; by default it is a traceback on stderr."""
-        logger.debug("a connection to the metrics port failed", exc_info=True, extra={"client": str(client_address)})
+        logger.debug("a connection failed", extra={"client": str(client_address), "reason": repr(sys.exception())})
 
 
 class _Server6(_Server):
@@ -88,7 +91,7 @@ class Server:
         """
         kind = _Server6 if ":" in host else _Server
         server = make_server(host, port, self._answer, server_class=kind, handler_class=_Handler)
-        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread = Thread(target=server.serve_forever, args=(CLOSES,), name="metrics", daemon=True)
         thread.start()
         self._served = server, thread
         logger.info("metrics are served", extra={"host": host, "port": server.server_port})
