@@ -39,7 +39,9 @@ def test_a_killed_worker_leaves_its_steps_in_the_trace_that_the_next_one_continu
     traced_fleet: tuple[Fleet, Spans],
 ) -> None:
     fleet, spans = traced_fleet
-    workers = {worker.pid: worker for worker in (fleet.start_worker("a"), fleet.start_worker("b"))}
+    workers = {worker.pid: worker for worker in (fleet.start_worker(name, ready=False) for name in "ab")}
+    for worker in workers.values():
+        fleet.wait_ready(worker)
     headers = {"traceparent": f"00-{CALLER}-b7ad6b7169203331-01"}
     body = {"agent": "traced", "input": SECRET}
     turn = fleet.client.request("POST", "/v1/turns", json=body, headers=headers).json()
@@ -54,8 +56,8 @@ def test_a_killed_worker_leaves_its_steps_in_the_trace_that_the_next_one_continu
     request, second = spans.one("POST /v1/turns"), spans.one("turn traced")
     assert (request.trace, request.service, second.parent) == (CALLER, "longshift-api", request.id)
     assert second.attributes["longshift.attempt"] == 2
-    assert spans.below(second) == ["step at the gate", "step model:fake", "step look"]
-    assert spans.below(spans.one("step model:fake")) == ["chat fake"]
+    assert spans.below(second) == ["step at the gate", "step model:test", "step look"]
+    assert spans.below(spans.one("step model:test")) == ["chat test"]
     first_look, last_look = spans.named("step look")
     lost = first_look.parent  # the span of the attempt that died was sent by nobody
     assert [(each.name, each.trace, each.parent) for each in (first_look, spans.one("step save"))] == [

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pydantic_ai import Agent as PydanticAgent
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
-
 from longshift import ToolCall, Turn, agent, step, tool
-from longshift.integrations.pydantic_ai import LongshiftDurability
 from tests.acceptance.agents import gate, note
-
-
-def _answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    return ModelResponse([TextPart("fine")])
-
-
-helper = PydanticAgent(FunctionModel(_answer, model_name="fake"), capabilities=[LongshiftDurability[None]()])
 
 
 @step
@@ -30,6 +18,16 @@ async def save(call: ToolCall, word: str) -> str:
     return word
 
 
+async def ask(word: str) -> None:
+    """One request to a model. Imported here: only the process that gets so far pays for it."""
+    from pydantic_ai import Agent as PydanticAgent
+    from pydantic_ai.models.test import TestModel
+
+    from longshift.integrations.pydantic_ai import LongshiftDurability
+
+    await PydanticAgent(TestModel(), capabilities=[LongshiftDurability[None]()]).run(word)
+
+
 @agent("traced")
 async def traced(turn: Turn, word: str) -> list[int]:
     """The processes that ran its first and its last step."""
@@ -37,5 +35,5 @@ async def traced(turn: Turn, word: str) -> list[int]:
     await save(word)
     note(turn, "begun", "at the gate")
     await turn.step("at the gate", gate, word)
-    await helper.run(word)
+    await ask(word)
     return [first, await look(word)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import yaml
 
 from longshift.config import Config, child_environment
 from longshift.embedded import Guardian
@@ -24,6 +25,7 @@ from longshift.testing.waiting import wait_until
 from tests.deploy import images
 from tests.deploy.images import ROOT
 from tests.support.api import api_config, running_api
+from tests.support.fleet_worker import free_port
 from tests.support.programs import program
 
 UID = 10001
@@ -146,7 +148,22 @@ async def over_tcp(database_url: str) -> AsyncIterator[str]:
         yield f"postgresql://{parts.netloc}127.0.0.1:{server.sockets[0].getsockname()[1]}{parts.path}"
 
 
-async def test_sigterm_reaches_the_worker_which_drains_and_ends_with_code_0(
+def healthcheck(port: str) -> subprocess.CompletedProcess[str]:
+    """What Compose asks a worker, in its container."""
+    _, *words = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]["worker"]["healthcheck"][
+        "test"
+    ]
+    path = {
+        "PATH": str(Path(sys.executable).parent),
+        "PYTHONPATH": str(ROOT / "workers"),
+        "LONGSHIFT_METRICS_PORT": port,
+    }
+    return subprocess.run(
+        words, env={**child_environment(), **path}, capture_output=True, text=True, check=False, cwd="/"
+    )
+
+
+async def test_a_container_is_healthy_and_sigterm_lets_its_worker_drain_and_end_with_code_0(
     database_url: str, redis_url: str, tmp_path: Path, writable: Path, guardian: Guardian
 ) -> None:
     log = tmp_path / "worker.log"
@@ -160,7 +177,7 @@ async def test_sigterm_reaches_the_worker_which_drains_and_ends_with_code_0(
             "LONGSHIFT_ARTIFACTS_URL": (writable / "artifacts").as_uri(),
             "LONGSHIFT_AGENTS": "tests.deploy.deploy_agents",
             "LONGSHIFT_HOST": "127.0.0.1",
-            "LONGSHIFT_METRICS_PORT": "0",
+            "LONGSHIFT_METRICS_PORT": str(free_port()),
             "DEPLOY_FOLDER": str(writable),
         }
         with container("worker", writable=writable, log=log, settings=settings, guardian=guardian) as process:
@@ -168,6 +185,7 @@ async def test_sigterm_reaches_the_worker_which_drains_and_ends_with_code_0(
                 lambda: "worker ready" in log.read_text() or process.poll() is not None, description="it serves"
             )
             assert process.poll() is None, log.read_text()
+            probe = await asyncio.to_thread(healthcheck, settings["LONGSHIFT_METRICS_PORT"])
             turn = (await api.client.post("/v1/turns", json={"agent": "steady", "input": 21})).json()
             await wait_until((writable / "begun").exists, description="the step runs")
             process.send_signal(signal.SIGTERM)
@@ -175,6 +193,7 @@ async def test_sigterm_reaches_the_worker_which_drains_and_ends_with_code_0(
             (writable / "gate").touch()
             await wait_until(lambda: process.poll() is not None, description="the container ends")
             steps = (await api.client.get(f"/v1/turns/{turn['id']}/steps")).json()["data"]
+    assert (probe.returncode, probe.stderr) == (0, "")
     assert process.returncode == 0, log.read_text()
     assert [(step["name"], step["status"]) for step in steps] == [("work", "completed")]
 

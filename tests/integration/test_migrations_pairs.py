@@ -94,6 +94,7 @@ def test_an_empty_database_has_nobody_to_consider(databases: Databases) -> None:
         execute(url, "CREATE SCHEMA public")
 
         assert upgrade(url, scripts=LATER) == Migrated("9003")
+        assert state(url) == ("9003", "9001", 0)
 
 
 @pytest.mark.parametrize("name", ["longshift-api", "longshift-api/0004", f"longshift-worker/{newest()}", "longshift"])
@@ -145,6 +146,17 @@ def test_what_starts_while_a_contraction_begins_either_stops_it_or_does_not_star
 
     assert state(expanded) == before
     late[0].close()
+
+
+def test_a_contraction_that_comes_too_early_keeps_no_old_process_from_being_started_again(
+    expanded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[str] = []
+    monkeypatch.setattr(compatibility, "announce", lambda _, oldest: announced.append(oldest))
+    with psycopg.connect(expanded, application_name="longshift-api/0004"), pytest.raises(InUse):
+        upgrade(expanded, contract=True, scripts=NEW)
+
+    assert announced == []
 
 
 async def test_old_software_does_not_start_once_a_contraction_is_announced(expanded: str) -> None:

@@ -123,7 +123,7 @@ CODE = {
     Runner._leave: ("seen = lease.claim.mail_seq if idle.seen is None else idle.seen",),
     Runner._drive: ("run.idle = Idle(waits.until, execution.awaiting.seen",),
     Awaiting._look: ("if not look.urgent:", "self.seen = look.mail_seq"),
-    Worker._reconcile: ("async with self._claiming:", "standing - {lease.key for lease in self._journal.held}"),
+    Worker._reconcile: ("async with self.claiming:", "standing - {lease.key for lease in self._journal.held}"),
     Worker._reborn: ("self._journal.lose(lease)",),
 }
 TABLE = re.findall(r"^    (\w+\.\w+) +(\w+\.[A-Z_]+) ", tests.model.__doc__ or "", flags=re.MULTILINE)

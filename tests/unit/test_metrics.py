@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from longshift.metrics import ApiMetrics, Family, Figures, FleetMetrics, Metrics, Page, Server, WorkerMetrics
 from longshift.metrics.fleet import Queue
+from longshift.testing.waiting import wait_until_sync
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 FIGURES = Figures(
@@ -32,7 +38,7 @@ def server() -> Iterator[Server]:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url) as answer:
+        with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -104,3 +110,29 @@ def test_a_port_that_is_taken_costs_the_figures_and_not_the_worker(
     assert [record.levelname for record in caplog.records if record.message == "metrics cannot be served"] == [
         "WARNING"
     ]
+
+
+def test_a_burst_of_probes_is_answered_beside_clients_that_say_nothing(server: Server) -> None:
+    port = server.listen(0, host="127.0.0.1")
+    with ExitStack() as stack, ThreadPoolExecutor(100) as clients:
+        for _ in range(50):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        answers = list(clients.map(get, [f"http://127.0.0.1:{port}/livez"] * 200))
+
+    assert {status for status, _ in answers} == {200}
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(
+    server: Server, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    client = socket.create_connection(("127.0.0.1", server.listen(0, host="127.0.0.1")))
+    client.sendall(b"GET /li")
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+    client.close()
+    wait_until_sync(
+        lambda: [record for record in caplog.records if record.message == "a connection failed"],
+        description="the handler has noticed",
+    )
+
+    assert capfd.readouterr().err == ""

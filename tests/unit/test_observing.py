@@ -23,6 +23,7 @@ from longshift.testing import Ledger, Result
 from longshift.testing.bench import as_sent, new_record, rehearse
 from longshift.testing.world import Faults, Time, World
 from longshift.tracing import OFF
+from longshift_api.problems import Outermost
 
 logger = logging.getLogger("a.users.agent")
 
@@ -210,6 +211,18 @@ def test_a_plain_agent_in_its_thread_says_it_too(watched: Watched, lines: Any) -
     watched.run(blocking)
 
     assert ["turn_id" in line for line in lines() if line["message"].startswith("in ")] == [True, True]
+
+
+async def test_lines_of_a_request_say_which_request_it_is(lines: Any) -> None:
+    async def app(*_: object) -> None:
+        logger.info("in a request")
+
+    async def nobody(*_: object) -> Any:
+        raise AssertionError
+
+    await Outermost(app)({"type": "http", "headers": [(b"x-request-id", b"mine")]}, nobody, nobody)
+
+    assert lines()[0]["request_id"] == "mine"
 
 
 def test_ids_are_shown_as_the_api_shows_them(lines: Any) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+from longshift import Turn, agent
 from longshift.clock import Clock
+from longshift.place import current
 from longshift.stuck import Judge, Look, Silence
+from longshift.testing import run
+from longshift.watch import Pace
 
 IDLE = Look(ready=True, overdue=False, free=10, claims=0)
 STARVING = replace(IDLE, overdue=True)
@@ -121,3 +125,32 @@ def test_threads_of_which_none_comes_free_are_stuck() -> None:
     assert watched.after(2, look) is not None
 
     assert watched.after(1, replace(look, thread_at=watched.now)) is None, "another plain step has got a thread"
+
+
+def test_a_plain_agent_may_wait_for_a_thread_as_long_as_those_that_have_one_get_on() -> None:
+    watched = Watched()
+    queued = replace(watched.turn(), queued=True)
+    for _ in range(10):
+        others = replace(watched.turn(), threaded=True)
+        assert watched.after(500, replace(IDLE, turns=[queued, others])) is None
+
+    assert watched.after(400, replace(IDLE, turns=[queued])) is not None, "those that had one have left, and keep it"
+
+
+def test_a_plain_agent_is_known_to_have_its_thread_while_it_runs() -> None:
+    @agent("plain")
+    def plain(turn: Turn, _: None) -> list[bool]:
+        execution = current()
+        assert execution is not None
+        return [execution.port.pace.queued, execution.port.pace.threaded]
+
+    assert run(plain, None).value == [False, True]
+
+
+def test_a_plain_agent_has_no_thread_before_it_says_so_nor_when_it_has_ended() -> None:
+    pace = Pace(Clock(), between=timedelta(minutes=10))
+    with pace.queueing() as begun:
+        assert (pace.queued, pace.threaded) == (True, False)
+        begun()
+        assert (pace.queued, pace.threaded) == (False, True)
+    assert (pace.queued, pace.threaded) == (False, False)

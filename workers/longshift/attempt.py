@@ -176,7 +176,8 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
                 result = await cast(Awaitable[Any], agent.function(turn, value))
             else:
                 function = partial(copy_context().run, partial(agent.function, turn, value))
-                result = await asyncio.get_running_loop().run_in_executor(threads, function)
+                with execution.port.pace.queueing() as begun:
+                    result = await asyncio.get_running_loop().run_in_executor(threads, _after, begun, function)
         if execution.given_up is not None:
             return _gave_up(execution.given_up)
         return await _succeeded(agent, result, execution)
@@ -200,6 +201,12 @@ async def call(agent: Agent[Any, Any], execution: Execution, *, threads: Executo
 
 def _gave_up(error: GivenUp) -> Outcome:
     return failed(error.code, str(error), **error.details)
+
+
+def _after(begun: Callable[[], None], function: Callable[[], Any]) -> Any:
+    """In the thread."""
+    begun()
+    return function()
 
 
 async def _succeeded(agent: Agent[Any, Any], result: Any, execution: Execution) -> Outcome:

@@ -161,7 +161,7 @@ class Ledger:
             self._journal.suspect(str(error))
             return
         if not found[lease.key].held:
-            self._journal.lose(lease)
+            self._journal.lose(lease, fenced=True)
 
 
 def _begun(entry: Entry[Start, Begun], answers: dict[tuple[Any, int], Begun]) -> None:

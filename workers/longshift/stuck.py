@@ -30,12 +30,16 @@ class Silence:
         moved_at: when it last showed progress (monotonic).
         patience: seconds that what it is doing may take.
         waits_for_thread: a plain step of its has none yet.
+        queued: its agent is a plain one, and has no thread yet.
+        threaded: its agent is a plain one, and has a thread until it ends.
     """
 
     name: str
     moved_at: float
     patience: float
     waits_for_thread: bool = False
+    queued: bool = False
+    threaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +106,13 @@ class Judge:
         turns = list(at.turns)
         # whoever waits for a thread may have to wait until one of those that have one is done
         longest = max((turn.patience for turn in turns), default=0.0)
+        agents_at = max((turn.moved_at for turn in turns if turn.threaded), default=0.0)
         for turn in turns:
             moved, patience = max(turn.moved_at, since), turn.patience
             if turn.waits_for_thread:
                 moved, patience = max(moved, at.thread_at), max(longest, self._step_timeout)
+            elif turn.queued:  # an agent has its thread for many steps: as long as one of them moves, there is hope
+                moved, patience = max(moved, agents_at), max(longest, self._step_timeout)
             if now - moved > patience + SLACK.total_seconds():
                 return f"{turn.name} has made no progress for {now - moved:.0f} s, and may take {patience:g} s"
         return None

@@ -114,7 +114,7 @@ class Vitals:
         if run.execution is None:  # between a claim and the agent's first line, or at its end
             return Silence(name, run.moved_at, self._config.step_timeout.total_seconds())
         pace = run.execution.port.pace
-        return Silence(name, pace.moved_at, pace.patience, pace.waits_for_thread)
+        return Silence(name, pace.moved_at, pace.patience, pace.waits_for_thread, pace.queued, pace.threaded)
 
     def _answers(self, name: str) -> bool:
         """A dependency that nobody has asked yet is not held against it."""

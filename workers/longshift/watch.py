@@ -4,7 +4,7 @@ long that may go on without showing any."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from math import inf
@@ -35,6 +35,21 @@ class Pace:
         self._between = between.total_seconds()
         self._limits: dict[object, float] = {}  # of the tries that run; inf: it waits for a thread
         self.moved_at = clock.monotonic()
+        self.queued = False  # its agent is a plain one, and has no thread yet
+        self.threaded = False  # it has one
+
+    @contextmanager
+    def queueing(self) -> Iterator[Callable[[], None]]:
+        """Around a plain agent, which calls what it is given when it has got its thread, from there."""
+        self.queued = True
+        try:
+            yield self._has_thread
+        finally:
+            self.queued = self.threaded = False
+
+    def _has_thread(self) -> None:
+        self.queued, self.threaded = False, True
+        self.move()
 
     def move(self) -> None:
         """From any thread."""

@@ -12,11 +12,9 @@ import asyncio
 import logging
 import os
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -26,6 +24,7 @@ from longshift.agent import Agents
 from longshift.aging import Aging
 from longshift.archive import Archive
 from longshift.artifacts import open_store
+from longshift.claiming import Claims, Suspects
 from longshift.clock import SYSTEM, Clock
 from longshift.cold import Cold
 from longshift.collector import Collector
@@ -35,6 +34,7 @@ from longshift.db import health as database_health
 from longshift.db import leases, revision
 from longshift.db.database import Database
 from longshift.db.liveness import Liveness, Member
+from longshift.delivery import deliver_mail, look_for_waits
 from longshift.embedding import load_embedder
 from longshift.ending import POOLS, end
 from longshift.errors import Unavailable
@@ -54,7 +54,7 @@ from longshift.observing import Observers
 from longshift.podcost import PodCost
 from longshift.port import Outside
 from longshift.retrieval import Retrieval
-from longshift.runner import UNKNOWN_AGENT, Run, Runner
+from longshift.runner import Run, Runner
 from longshift.sweeper import Sweeper
 from longshift.tracing import OFF, Traces
 from longshift.underway import UnderWay
@@ -64,33 +64,13 @@ from longshift.warden import Warden
 
 logger = logging.getLogger(__name__)
 
-CLAIM_AT_ONCE = 200
 RECONCILE_EVERY = timedelta(seconds=5)
-LOOK_EVERY = timedelta(milliseconds=500)
-"""Between two looks for what turns wait for that cannot leave: within a second they go on."""
-LEAVE_ALONE = 2 * UNKNOWN_AGENT
-"""For so long a worker does not claim a session again whose agent nobody has, so that whoever comes gets a chance."""
-ADMIT_EVERY = timedelta(milliseconds=250)
-SETTLED = timedelta(seconds=5)
-"""A suspect that has run for so long without a crash makes room for others that wait: it goes back to where everybody runs.
-Twice as long for each crash that it was in before the last one, so that what takes its time to crash is found, too."""
 LAST_CALLS = 5.0
 """Seconds that calls of irreversible tools get if a drain was cut short; a drain itself waits for them until they time out."""
 LAST_RECORDS = 2.0
 """Seconds that a turn gets to record the result of such a call."""
 CUT_SHORT = 10.0
 """Seconds that turns whose steps are cut short get to end."""
-LONGEST_PATIENCE = 10
-"""So often it doubles: to an hour and a half."""
-
-
-@dataclass(slots=True)
-class Wish:
-    """The sessions of one wake-up, and who waits until they were tried."""
-
-    sessions: list[UUID]
-    woken_at: float  # monotonic
-    tried: asyncio.Future[None]
 
 
 class Worker:
@@ -123,12 +103,8 @@ class Worker:
         self._agents = agents
         self._clock = clock
         self._runs: dict[tuple[UUID, int], tuple[Run, asyncio.Task[None]]] = {}
-        self._not_for_us: dict[UUID, float] = {}  # sessions that nobody serves, and until when we leave them alone
-        self._wishes: deque[Wish] = deque()
-        self._wished = asyncio.Event()
-        self._freed = asyncio.Event()
-        self._claiming = asyncio.Lock()  # held from a claim until what it won is in memory
-        self._draining = False
+        self.claiming = asyncio.Lock()  # held from a claim until what it won is in memory
+        self.draining = False
         self.metrics = WorkerMetrics(revision=revision.newest())
         self._services: list[asyncio.Task[None]] = []
 
@@ -152,17 +128,17 @@ class Worker:
             tick=tick(self._heartbeat.load, clock=self._clock, lag=self.metrics.loop_lag.observe),
             vitals=self._vitals.look_forever(),
             dependencies=self._vitals.ask_forever(),
-            mail=self._look_for_mail(),
+            mail=deliver_mail(self, self._db, self._journal, every=self._config.heartbeat),
             reconcile=self._reconcile(),
             notices=self._notices.run(),
             mailroom=self._mailroom.run(),
-            waits=self._look_for_waits(),
+            waits=look_for_waits(self, self._journal),
         )
         if self._isolated:
-            self._serve(suspects=self._admit_forever())
+            self._serve(suspects=self._suspects.run())
         else:
             self._serve(
-                claims=self._claim_forever(),
+                claims=self._claims.run(),
                 sweeper=self._sweeper.run(),
                 collector=self._collector.run(),
                 aging=self._aging.run(),
@@ -173,7 +149,7 @@ class Worker:
                 pod, namespace = self._config.pod_name, self._config.pod_namespace
                 self._serve(podcost=PodCost(lambda: self.running, pod=pod, namespace=namespace).run())
         self._heartbeat.start(asyncio.get_running_loop())
-        logger.info("worker ready", extra={"worker_id": self._worker_id.hex, "agents": len(self._agents)})
+        logger.info("worker ready", extra={"worker_id": self.worker_id.hex, "agents": len(self._agents)})
 
     def _build(self) -> None:
         """Make all parts. Nothing connects yet, so that ``stop`` finds whatever it has to close, however far ``start`` came."""
@@ -202,8 +178,12 @@ class Worker:
         archive = Archive(self._db, cold)
         self._runner = Runner(self._outside(cold, archive), self._agents, queues=config.queues)
         self._heartbeat = self._beating(url)
-        self._worker_id = self._heartbeat.worker_id
+        self.worker_id = self._heartbeat.worker_id
         self._vitals = self._looking()
+        self._claims = Claims(self, self._db, self._journal, vitals=self._vitals, config=config, clock=self._clock)
+        self._suspects = Suspects(
+            self, self._db, self._journal, load=self._heartbeat.load, config=config, clock=self._clock
+        )
         self._build_leading(cold, archive)
 
     def _outside(self, cold: Cold, archive: Archive) -> Outside:
@@ -279,7 +259,7 @@ class Worker:
                 "redis": self._hot.check,
                 "artifacts": self._store.check,
             },
-            runs=lambda: [run for run, _ in self._runs.values()],
+            runs=lambda: self.runs,
             isolated=self._isolated,
         )
 
@@ -309,16 +289,21 @@ class Worker:
         """Sessions that run here."""
         return len(self._runs)
 
+    @property
+    def runs(self) -> list[Run]:
+        return [run for run, _ in self._runs.values()]
+
     async def drain(self) -> None:
         """Take no more; let running steps finish within the grace, leave every turn at its last step."""
-        self._draining = self._heartbeat.load.draining = True
+        self.draining = self._heartbeat.load.draining = True
         self._warden.close()
         logger.info("draining", extra={"turns": len(self._runs)})
-        await self._leave_all()
+        await self.leave_all()
         await self._underway.finished()  # also the calls of turns that have ended without them
         await self._warden.closed()
 
-    async def _leave_all(self) -> None:
+    async def leave_all(self) -> None:
+        """Take every turn that runs here to its last step, and give its session back."""
         for run, _ in self._runs.values():
             run.drain()
         tasks = [task for _, task in self._runs.values()]
@@ -361,96 +346,15 @@ class Worker:
 
     async def wake(self, session_ids: Sequence[UUID]) -> None:
         """Try to claim the sessions; waits while there is no free slot, so that others may take the next wake-up."""
-        if self._draining or not session_ids:
-            return
-        wish = Wish(list(session_ids), self._clock.monotonic(), asyncio.get_running_loop().create_future())
-        self._wishes.append(wish)
-        self._wished.set()
-        await wish.tried
+        if session_ids and not self.draining:
+            await self._claims.wake(session_ids)
 
-    async def _claim_forever(self) -> None:
-        while True:
-            await self._wished.wait()
-            free = self._config.capacity - len(self._runs)
-            if free <= 0:
-                self._freed.clear()
-                await self._freed.wait()
-                continue
-            await self._journal.ready()
-            await self._claim(min(free, CLAIM_AT_ONCE))
-
-    async def _claim(self, most: int) -> None:
-        """Claim together what came together."""
-        sessions: dict[UUID, float] = {}  # and when this worker was woken for them
-        tried: list[Wish] = []
-        while self._wishes and len(sessions) < most:
-            wish = self._wishes[0]
-            while wish.sessions and len(sessions) < most:
-                sessions.setdefault(wish.sessions.pop(), wish.woken_at)
-            if not wish.sessions:
-                tried.append(self._wishes.popleft())
-        if not self._wishes:
-            self._wished.clear()
-        if self._not_for_us:
-            now = self._clock.monotonic()
-            self._not_for_us = {session: until for session, until in self._not_for_us.items() if until > now}
-            sessions = {session: at for session, at in sessions.items() if session not in self._not_for_us}
-        try:
-            async with self._claiming:
-                if not self._draining:
-                    claimed = await leases.claim(self._db, sessions.keys(), worker_id=self._worker_id)
-                    self._vitals.claimed(len(claimed), of=len(sessions))
-                    for won in claimed:
-                        self._run(won, woken_at=sessions[won.claim.session_id])
-        except Unavailable as error:  # the sweeper rings again
-            self._journal.suspect(str(error))
-        finally:
-            for wish in tried:
-                if not wish.tried.done():
-                    wish.tried.set_result(None)
-
-    async def _admit_forever(self) -> None:
-        """In a ward: take a group of suspects, then the next one; never two, or it would not be known which of them crashed."""
-        while True:
-            await asyncio.sleep(ADMIT_EVERY.total_seconds())
-            await self._journal.ready()
-            try:
-                if not self._runs and not self._draining:
-                    await self._admit()
-                elif (
-                    self._runs
-                    and self._heartbeat.load.suspects
-                    and all(self._settled(run) for run, _ in self._runs.values())
-                ):
-                    await self._acquit()
-            except Unavailable as error:
-                self._journal.suspect(str(error))
-
-    async def _admit(self) -> None:
-        async with self._claiming:
-            group = await leases.claim_suspects(
-                self._db, worker_id=self._worker_id, queues=self._config.queues, most=self._config.capacity
-            )
-            for won in group:
-                self._run(won)
-        if group:
-            logger.warning("suspects run in this ward", extra={"turns": len(group)})
-
-    async def _acquit(self) -> None:
-        """Others wait, and those that are here have crashed nothing: they may run anywhere, from their last step on."""
-        logger.warning("suspects acquitted", extra={"turns": len(self._runs)})
-        await leases.acquit(self._db, worker_id=self._worker_id)
-        await self._leave_all()
-
-    def _settled(self, run: Run) -> bool:
-        patience: float = SETTLED.total_seconds() * 2 ** min(max(0, run.crashes - 1), LONGEST_PATIENCE)
-        return self._clock.monotonic() > run.claimed_at + patience
-
-    def _run(self, won: leases.Won, *, woken_at: float | None = None) -> None:
+    def run(self, won: leases.Won, *, woken_at: float | None = None) -> None:
+        """Run the turns of a session that was claimed for this worker, which was woken for it then."""
         lease = Lease(won.claim)
         run = Run(lease, claimed_at=self._clock.monotonic(), crashes=won.crashes, woken_at=woken_at)
         self._vitals.observe(run, waited=won.waited)
-        if self._draining:
+        if self.draining:
             run.drain()
         self._journal.hold(lease)
         task = asyncio.create_task(self._run_session(run, won.turn), name=f"session-{lease.session_id.hex}")
@@ -470,54 +374,28 @@ class Worker:
             if run.deferred and run.record is not None:
                 self.metrics.turns.deferred.labels(agent=run.record.agent).inc()
             if run.unserved:
-                self._not_for_us[run.lease.session_id] = self._clock.monotonic() + LEAVE_ALONE.total_seconds()
+                self._claims.leave_alone(run.lease.session_id)
             self._heartbeat.load.running = len(self._runs)
-            self._freed.set()
+            self._claims.freed()
 
     # -- services
-
-    async def _look_for_mail(self) -> None:
-        """Deliver cancels and expiries to the turns that run here."""
-        while True:
-            await asyncio.sleep(self._config.heartbeat.total_seconds())
-            if not self._runs or not self._journal.is_open:
-                continue
-            with suppress(Unavailable):
-                running = {run.record.id: run for run, _ in self._runs.values() if run.record is not None}
-                for mail in await leases.urgent_mail(self._db, worker_id=self._worker_id):
-                    if mail.turn_id in running:
-                        running[mail.turn_id].deliver(mail)
-
-    async def _look_for_waits(self) -> None:
-        """For turns that wait in one branch and work in another, so that they do not leave."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY.total_seconds())
-            if not self._journal.is_open:
-                continue
-            waiting = [
-                run.execution.awaiting
-                for run, _ in self._runs.values()
-                if run.execution is not None and run.execution.is_live and run.execution.awaiting.missing
-            ]
-            # together, so that the mailroom asks once for all of them; what stands against one of them, its turn will hear
-            await asyncio.gather(*(awaiting.look() for awaiting in waiting), return_exceptions=True)
 
     async def _reconcile(self) -> None:
         """Release leases that the database has and memory has not: the reply to their claim was lost."""
         while True:
             await asyncio.sleep(RECONCILE_EVERY.total_seconds())
             with suppress(Unavailable):
-                standing = await leases.held(self._db, worker_id=self._worker_id)
-                async with self._claiming:  # the reply to a claim may have been on its way while we read
+                standing = await leases.held(self._db, worker_id=self.worker_id)
+                async with self.claiming:  # the reply to a claim may have been on its way while we read
                     orphans = standing - {lease.key for lease in self._journal.held}
                 if orphans:
-                    released = await leases.reconcile(self._db, worker_id=self._worker_id, orphans=orphans)
+                    released = await leases.reconcile(self._db, worker_id=self.worker_id, orphans=orphans)
                     logger.warning("orphaned leases released", extra={"sessions": len(released)})
                     await self._hot.ring(released)
 
     def _reborn(self, worker_id: UUID) -> None:
         """This worker was declared dead: what it held is somebody else's now."""
-        self._worker_id = worker_id
+        self.worker_id = worker_id
         for lease in self._journal.held:
             if lease.claim.worker_id != worker_id:
                 self._journal.lose(lease)

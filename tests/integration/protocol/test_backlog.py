@@ -72,10 +72,12 @@ async def test_workers_are_counted_by_what_they_say_of_themselves(stage: Stage) 
     await serving(stage, condition="stuck", draining_since=now)
     await serving(stage, condition="unready", drain_asked_at=now)
     await serving(stage, condition="unready", isolated=True)
+    await serving(stage, condition="stuck", isolated=True)
+    await serving(stage, condition="asleep")  # of newer software
     await serving(stage, condition="unready", dead_at=now)
     await stage.worker(heartbeat_age=20)
 
-    assert (await look(stage)).workers == {"ok": 2, "unready": 0, "stuck": 1, "draining": 2}
+    assert (await look(stage)).workers == {"ok": 2, "unready": 0, "stuck": 2, "draining": 2, "asleep": 1}
 
 
 async def test_turns_are_unserved_whose_agent_nobody_has_in_their_version_and_queue(stage: Stage) -> None:

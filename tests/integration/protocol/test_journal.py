@@ -26,6 +26,7 @@ from longshift.lease import Lease
 from longshift.ledger import Ledger
 from longshift.mailbox import Mailbox
 from longshift.mailroom import Mailroom
+from longshift.metrics import WorkerMetrics
 from longshift.notices import Notices
 from longshift.observing import Observer
 from longshift.port import Outside, TurnPort
@@ -99,6 +100,19 @@ async def test_a_write_that_happened_without_an_answer_is_recognised(stage: Stag
 
     assert (answer.flag, lease.ended) == (False, True)
     assert (await stage.row(lease.session_id))["open_turns"] == 0
+
+
+async def test_a_write_that_postgres_refuses_since_the_lease_is_gone_is_counted(stage: Stage) -> None:
+    metrics = WorkerMetrics()
+    journal = Journal(stage.db, metrics=metrics)
+    journal.start_lanes()
+    lease, turn = await held(stage, journal)
+    await stage.hand.execute("UPDATE sessions SET lease_worker = NULL, lease_epoch = nextval('epochs')")
+    with pytest.raises(LeaseLost):
+        await journal.append(lease, [event(turn, key="a"), event(turn, key="b")])
+    await journal.close()
+
+    assert metrics.registry.get_sample_value("longshift_writes_fenced_total") == 1
 
 
 async def test_a_lost_tail_costs_the_lease_and_forks_nothing(stage: Stage, journal: Journal) -> None:

@@ -95,8 +95,13 @@ class Scene:
         return await restore(self.stage.db, session, through=last.seq, event_id=event_id, claim=self.claim, tiers=tiers)
 
     def drift(self) -> dict[str, float]:
-        [family] = self.metrics.drift.collect()
-        return {s.labels["reason"]: s.value for s in family.samples if s.name.endswith("_total") and s.value}
+        return drift_of(self.metrics)
+
+
+def drift_of(metrics: WorkerMetrics) -> dict[str, float]:
+    """What was counted, by reason."""
+    [family] = metrics.drift.collect()
+    return {s.labels["reason"]: s.value for s in family.samples if s.name.endswith("_total") and s.value}
 
 
 @pytest.fixture
@@ -404,7 +409,7 @@ async def test_what_is_warmed_for_a_turn_that_waits_is_what_it_will_ask_for(stag
 
     assert restored.tier is Tier.HOT
     assert restored.context == fold((await log.read(stage.db, session))[:DEAR])
-    assert not [sample for family in metrics.drift.collect() for sample in family.samples]
+    assert drift_of(metrics) == {}
 
 
 # -- leases
@@ -536,7 +541,7 @@ async def test_the_fold_of_a_lease_is_the_fold_of_the_log_whatever_answers_are_l
 
         await fleet.run(turns=25)
 
-        assert not [sample for family in metrics.drift.collect() for sample in family.samples]
+        assert drift_of(metrics) == {}
         assert fleet.restored().keys() == {"local", "hot", "warm"}
         await journal.close()
     await db.close()

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import cast
 from uuid import UUID
 
 import pytest
 
+from longshift.clock import SYSTEM
+from longshift.config import Config
 from longshift.db import migrations, revision
 from longshift.db.liveness import Answer, Liveness, Member, Pulse
+from longshift.heartbeat import Heartbeat
+from longshift.hot import Hot
+from longshift.metrics import WorkerMetrics
 from longshift.model import Condition, new_id
+from longshift.sweeper import Sweeper
 from tests.integration.protocol.stage import Stage
+from tests.integration.protocol.test_rescue import LONG_AGO, server_looks_old
 
 
 @pytest.fixture
@@ -84,6 +93,21 @@ async def test_a_heartbeat_finds_work_that_is_overdue(
 
     await stage.hand.execute("UPDATE sessions SET lease_worker = %s WHERE id = %s", (new_id(), session))
     assert not beat(liveness, worker).overdue
+
+
+async def test_a_sweeper_counts_whom_it_buries_and_what_it_rescues(stage: Stage, redis_url: str) -> None:
+    await server_looks_old(stage)
+    for worker in (await stage.worker(heartbeat_age=20), await stage.worker()):
+        await stage.running(worker)
+    row = await stage.one("SELECT clock_timestamp() AS now")
+    seen = cast(Heartbeat, SimpleNamespace(watching_since=LONG_AGO, seen_at=row["now"]))
+    hot, metrics = Hot(redis_url), WorkerMetrics()
+    sweeper = Sweeper(stage.db, hot, heartbeat=seen, config=Config(), clock=SYSTEM, metrics=metrics)
+    await sweeper.rescue()
+    await hot.close()
+
+    figures = [f"longshift_{name}_total" for name in ("workers_buried", "leases_rescued")]
+    assert [metrics.registry.get_sample_value(name) for name in figures] == [1, 1]
 
 
 def test_the_newest_revision_is_known_without_alembic() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import pytest
@@ -14,7 +17,7 @@ from pydantic import SecretStr
 from longshift import Turn, agent
 from longshift.agent import Agents
 from longshift.config import Config
-from longshift.model import Json
+from longshift.model import Json, Prefix, show_id
 from longshift.testing.waiting import wait_until
 from longshift.worker import Worker
 from tests.integration.protocol.stage import Stage
@@ -25,6 +28,34 @@ SOON = timedelta(seconds=1)
 @agent("echo", version="1")
 async def echo(turn: Turn, value: Json) -> Json:
     return value
+
+
+released = threading.Event()
+
+
+@agent("pausing", version="1")
+async def pausing(turn: Turn, value: Json) -> Json:
+    """Awaits something outside of any step."""
+    await turn.step("before", echo.function, turn, value)
+    while not released.is_set():  # noqa: ASYNC110 - it is set by a test
+        await asyncio.sleep(0.01)
+    return value
+
+
+def block() -> bool:
+    return released.wait(30)
+
+
+@agent("threaded", version="1")
+async def threaded(turn: Turn, value: Json) -> bool:
+    return await turn.step("block", block)
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    released.clear()
+    yield
+    released.set()
 
 
 @dataclass
@@ -45,6 +76,19 @@ class Scene:
     def figure(self, name: str, **labels: str) -> float | None:
         return self.worker.metrics.registry.get_sample_value(name, labels)
 
+    async def submit(self, name: str) -> UUID:
+        """A turn of that agent, which this worker runs: its id."""
+        session, turn = await self.stage.submit()
+        await self.stage.hand.execute("UPDATE turns SET agent = %s WHERE id = %s", (name, turn))
+        await self.worker.wake([session])
+        return turn
+
+    async def succeeded(self, turn: UUID) -> None:
+        async def so() -> bool:
+            return bool((await self.stage.turn(turn))["status"] == "succeeded")
+
+        _: bool = await wait_until(so, description="the turn has succeeded")
+
     async def until(self, expected: str) -> None:
         async def so() -> bool:
             return await self.condition() == expected
@@ -63,8 +107,10 @@ async def scene(stage: Stage, redis_url: str, tmp_path: Path, caplog: pytest.Log
         stuck_after=SOON,
         metrics_port=0,
         capacity=10,
+        threads=1,
+        step_timeout=SOON,
     )
-    worker = Worker(config, Agents([echo]))
+    worker = Worker(config, Agents([echo, pausing, threaded]))
     try:
         await worker.start()
         port = next(record.__dict__["port"] for record in caplog.records if record.message == "metrics are served")
@@ -87,11 +133,7 @@ async def test_a_worker_that_nobody_wakes_is_stuck_once_work_is_overdue_and_unti
     await scene.worker.wake([session, session])
     await scene.until("ok")
     assert await scene.status("/stuckz") == (200, "ok")
-
-    async def ended() -> bool:
-        return bool((await scene.stage.turn(turn))["status"] == "succeeded")
-
-    assert await wait_until(ended, description="the turn has ended")
+    await scene.succeeded(turn)
     await scene.worker.wake([session])
     assert scene.figure("longshift_claims_total", result="won") == 1
     assert scene.figure("longshift_claims_total", result="lost") == 1
@@ -118,6 +160,35 @@ async def test_a_worker_says_what_it_is_missing_and_that_it_drains(scene: Scene,
 
     await scene.worker.drain()
     assert await scene.status("/readyz") == (503, "draining")
+
+
+async def test_a_turn_that_makes_no_progress_is_named_until_it_does(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longshift.stuck.SLACK", timedelta(0))
+    turn = await scene.submit("pausing")
+    await scene.until("stuck")
+    row = await scene.stage.one("SELECT complaint FROM workers")
+    assert row["complaint"].startswith(f"{show_id(Prefix.TURN, turn)} has made no progress for ")
+
+    released.set()
+    await scene.succeeded(turn)
+    await scene.until("ok")
+
+
+async def test_a_plain_step_that_waits_for_a_thread_has_no_deadline_of_its_own(scene: Scene) -> None:
+    turns = [await scene.submit("threaded") for _ in range(2)]
+
+    def waiting() -> list[bool]:
+        return sorted(turn.waits_for_thread for turn in map(scene.worker._vitals._silence, scene.worker.runs))
+
+    async def one_has_it() -> bool:
+        return waiting() == [False, True]
+
+    assert await wait_until(one_has_it, description="one of them has the thread")
+    released.set()
+    for turn in turns:
+        await scene.succeeded(turn)
 
 
 READY = ("postgres", "redis", "artifacts", "heartbeat", "loop")

@@ -1,6 +1,6 @@
 """What holds for the whole fleet: the backlog of each queue, and how much of what there is. No statement here writes.
 
-The statements read indexes, but they count: with a million open turns that takes about a second. Who calls this decides how
+The statements read indexes, but they count: with a million open turns that takes about two seconds. Who calls this decides how
 often that is worth it; the server ends what takes longer than the connection's time limit.
 """
 
@@ -21,12 +21,13 @@ BACKLOG = text("SELECT queue, runnable, running, oldest_seconds, slots, workers 
 OPEN = text("""
 SELECT status, queue, agent, coalesce(agent_version, '') AS version, count(*) AS turns FROM turns
  WHERE status IN ('scheduled', 'queued', 'running', 'waiting') GROUP BY 1, 2, 3, 4""")
-# of those that live; wards are parts of their workers. Software of before 0005 does not say what it serves
+# of those that live. Wards are parts of their workers, which do not know if one is stuck. Software of before 0005 does not say
+# what it serves
 WORKERS = text("""
 SELECT CASE WHEN draining_since IS NOT NULL OR drain_asked_at IS NOT NULL THEN 'draining'
-            ELSE coalesce(condition, 'ok') END AS condition, revision IS NULL AS old, queues, serves
+            ELSE coalesce(condition, 'ok') END AS condition, revision IS NULL AS old, queues, serves, isolated
   FROM workers
- WHERE dead_at IS NULL AND NOT isolated AND heartbeat_at > clock_timestamp() - CAST(:ttl AS interval)""")
+ WHERE dead_at IS NULL AND (NOT isolated OR condition = 'stuck') AND heartbeat_at > clock_timestamp() - CAST(:ttl AS interval)""")
 OTHERS = text("""
 SELECT (SELECT count(*) FROM sessions WHERE lease_worker IS NULL AND suspect IS NOT NULL)
      + (SELECT count(*) FROM sessions WHERE lease_worker IS NOT NULL AND suspect IS NOT NULL) AS suspects,
@@ -59,7 +60,7 @@ async def figures(db: Database, *, lease_ttl: timedelta) -> Figures:
             unserved[row.agent, row.version] = unserved.get((row.agent, row.version), 0) + row.turns
     conditions = dict.fromkeys(CONDITIONS, 0)
     for row in workers:
-        conditions[row.condition] += 1
+        conditions[row.condition] = conditions.get(row.condition, 0) + 1  # newer software may have words of its own
     return Figures(
         queues={queue: _queue(backlog.get(queue), waiting=count) for queue, count in waiting.items()},
         turns=turns,
@@ -73,7 +74,7 @@ async def figures(db: Database, *, lease_ttl: timedelta) -> Figures:
 
 def _served(workers: Sequence[Row[Any]]) -> set[tuple[str, str, str]]:
     """Queue, agent and version ('' for any) of what somebody would take."""
-    taking = [row for row in workers if row.condition != "draining"]
+    taking = [row for row in workers if row.condition != "draining" and not row.isolated]
     exact = {(queue, name, version) for row in taking for queue in row.queues for name, version in row.serves}
     return exact | {(queue, name, "") for queue, name, _ in exact}
 

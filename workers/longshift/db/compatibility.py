@@ -24,6 +24,7 @@ SELECT 'longshift-worker on ' || host AS name FROM workers
 UNION ALL
 SELECT application_name FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name ~ '^longshift(-|/|$)'
+   AND application_name !~ '^longshift-migrate' -- whoever waits to migrate looks anew when it is its turn
    AND split_part(application_name, '/', 2) < :than""")
 
 

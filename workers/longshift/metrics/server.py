@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from socketserver import TCPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 10
 """Seconds for a request to come: a connection that says nothing keeps a thread."""
+CLOSES = 0.1
+"""Seconds within which a server that is closed ends."""
 REASONS = {
     200: "OK",
     404: "Not Found",
@@ -51,7 +55,22 @@ class _Handler(WSGIRequestHandler):
         """Probes come every few seconds."""
 
 
-class _Server6(ThreadingWSGIServer):
+class _Server(ThreadingWSGIServer):
+    request_queue_size = 1024
+    """Connections that wait to be accepted. Of a burst, socketserver's own 5 would leave the others waiting for many seconds."""
+
+    def server_bind(self) -> None:
+        """Without http.server's look-up of this machine's name: it asks DNS, and whoever starts would wait for that."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # of an internet address
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that said nothing in time, or went away, is none of our errors; by default it is a traceback on stderr."""
+        logger.debug("a connection failed", extra={"client": str(client_address), "reason": repr(sys.exception())})
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -70,9 +89,9 @@ class Server:
         Raises:
             OSError: the port is taken, or the address is not one of this machine.
         """
-        kind = _Server6 if ":" in host else ThreadingWSGIServer
+        kind = _Server6 if ":" in host else _Server
         server = make_server(host, port, self._answer, server_class=kind, handler_class=_Handler)
-        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread = Thread(target=server.serve_forever, args=(CLOSES,), name="metrics", daemon=True)
         thread.start()
         self._served = server, thread
         logger.info("metrics are served", extra={"host": host, "port": server.server_port})

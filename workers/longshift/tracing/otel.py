@@ -119,7 +119,11 @@ class Ids(RandomIdGenerator):
 
     def generate_trace_id(self) -> int:
         given = self._given.get()
-        return super().generate_trace_id() if given is None else given.int
+        if given is None:
+            return super().generate_trace_id()
+        # Samplers by ratio compare the lower 64 bits. The first two of these are the same in every UUID: by them, a ratio of a
+        # half would sample none at all.
+        return given.int ^ (given.int & 0b11) << 62
 
 
 class OtelTraces(Traces):
@@ -165,7 +169,8 @@ class OtelTraces(Traces):
         if closing.is_alive():
             self._exporter.shutdown()  # ends its tries
             closing.join(LAST_SPANS)
-        logging.getLogger(_SENDER).removeFilter(self._complaints)
+        if not closing.is_alive():  # else it may complain yet
+            logging.getLogger(_SENDER).removeFilter(self._complaints)
 
 
 class Seldom(logging.Filter):
