@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from itertools import count
+from random import SystemRandom
 from typing import Any
 
 from longshift.agent import Agent, Agents
@@ -39,7 +40,12 @@ TIME_SLICE = timedelta(seconds=5)
 UNKNOWN_AGENT = timedelta(seconds=5)
 """Pause before a session whose agent nobody has is offered again to whoever serves its queue."""
 MISDIRECTED = timedelta(seconds=0.5)
-"""The same if others have the agent: as long as two versions are deployed, a wake-up may find the wrong worker."""
+"""The same if others have the agent: as long as two versions are deployed, a wake-up may find the wrong worker.
+
+On average: between 0.2 and 0.8 s, by chance. Redis gives a wake-up to whoever has waited longest, and a worker asks anew every
+second: by an even pause the same wrong workers got it again and again, in measurements for half a minute.
+"""
+_CHANCE = SystemRandom()
 AWAY = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each attempt to restore a context again while Postgres is away; the last repeats."""
 STORE_AWAY = timedelta(seconds=5)
@@ -270,7 +276,8 @@ class Runner:
             "no such agent here, turn deferred",
             extra={"agent": record.agent, "version": record.agent_version, "served": served},
         )
-        await self._give_back(run.lease, delay=MISDIRECTED if served else UNKNOWN_AGENT, queue=record.queue)
+        delay = misdirected() if served else UNKNOWN_AGENT
+        await self._give_back(run.lease, delay=delay, queue=record.queue)
 
     async def _postpone(self, lease: Lease, record: TurnRecord, error: Unavailable) -> None:
         """The turn's input or context cannot be fetched: it waits where it is, holding no worker, and can be cancelled and
@@ -434,6 +441,11 @@ class Runner:
     def _tell(self, lease: Lease, record: TurnRecord, status: TurnStatus) -> None:
         self._outside.notices.log_grew(lease.session_id, lease.seq)
         self._outside.notices.turn_changed(record.id, status)
+
+
+def misdirected() -> timedelta:
+    """The pause of a turn that came to the wrong worker."""
+    return MISDIRECTED * _CHANCE.uniform(0.4, 1.6)
 
 
 def _ended_by(mail: MailRecord) -> Outcome:
