@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,7 +17,7 @@ from sqlalchemy import text
 
 from longshift.client import Client
 from longshift.db import leases, workers
-from longshift.db.liveness import LEADER
+from longshift.db.liveness import LEADER, Liveness, Member, Pulse
 from longshift.db.revision import newest
 from longshift.model import Prefix, new_id, parse_id, show_id
 from longshift.testing.waiting import wait_until
@@ -173,6 +175,23 @@ async def test_waiting_for_a_drain_follows_a_worker_that_goes_on_under_a_new_id(
     assert not waiting.done()
     await bury(api)
     assert (await waiting).code == 0
+
+
+async def test_a_drain_reaches_a_worker_that_was_declared_dead_just_then(api: Api, database_url: str) -> None:
+    _, process = await worker(api)
+    await bury(api)  # after the operator's look at the list
+    await workers.ask_to_drain(api.db, [process])
+    member = Member(host="here", pid=1, queues=["default"], capacity=10, process=process, revision=newest())
+    reborn, liveness = new_id(), Liveness(database_url)
+    try:
+        await asyncio.to_thread(liveness.register, reborn, member)
+        pulse = Pulse(running=0, loop_age=timedelta(0), draining=False)
+        answer = await asyncio.to_thread(partial(liveness.beat, reborn, pulse, want_leader=False))
+    finally:
+        liveness.close()
+
+    assert answer is not None
+    assert answer.drain
 
 
 async def test_another_worker_serves_an_agent_if_it_lives_and_stays(api: Api) -> None:

@@ -129,7 +129,8 @@ def _run(options: Options, console: Console) -> Result:
         faulthandler.cancel_dump_traceback_later()
 
 
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(main)
     app()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tests.chaos.checker import Checked
 from tests.chaos.evidence import Evidence
@@ -42,3 +42,9 @@ def check_drains(found: Evidence) -> list[Checked]:
         Checked(function.__name__.replace("_", " "), function.__doc__ or "", looked_at(found), tuple(function(found)))
         for function, looked_at in CHECKS.items()
     ]
+
+
+def check_moves(interrupted: Sequence[int]) -> Checked:
+    """``interrupted``: turns that each drain gave to other workers. A rehearsal in which nothing moved says nothing."""
+    nothing = () if any(interrupted) else ("no drain met a turn that had to move: nothing was rehearsed",)
+    return Checked("drains moved turns", "A scale-down under load moves turns.", sum(interrupted), nothing)

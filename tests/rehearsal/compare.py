@@ -135,8 +135,24 @@ HEADINGS = (
 )
 
 
+def page_row(verdict: Verdict) -> str:
+    """The cells of docs/how-to/scale.md, after the first one."""
+    most = str(verdict.highest) + (f" ({verdict.overshoot} too many)" if verdict.overshoot else "")
+    cells = (
+        f"{verdict.oldest:.0f} s",
+        f"{verdict.wait_p99:.0f} s",
+        most,
+        f"{verdict.short:.1f}",
+        f"{verdict.paid:.0f}",
+        f"{verdict.idle:.0%}",
+        str(verdict.changes),
+        str(verdict.interrupted),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def row(verdict: Verdict) -> tuple[str, ...]:
-    """As docs/how-to/scale.md has it."""
+    """The cells of ``HEADINGS``, after the first one."""
     return (
         _seconds(verdict.reaction),
         _seconds(verdict.caught_up),

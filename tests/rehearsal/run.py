@@ -16,7 +16,7 @@ from tests.chaos.checker import Checked, check
 from tests.chaos.edge import Edge
 from tests.chaos.evidence import Evidence
 from tests.chaos.gather import gather_api, gather_files, gather_servers
-from tests.rehearsal.checks import check_drains
+from tests.rehearsal.checks import check_drains, check_moves
 from tests.rehearsal.figures import Figures, figures_of
 from tests.rehearsal.load import Visitor, visits
 from tests.rehearsal.rule import Autoscaler, Rule
@@ -124,7 +124,10 @@ async def run(options: Options, folder: Path, *, guardian: Guardian, say: Callab
     gather_files(stage, found)
     found.save(folder / "evidence.json")
     figures = figures_of(found, stage.kubelet.pods, changes=progress.changes, begun=progress.begun)
-    return Result(options, folder, found, [*check(found), *check_drains(found)], figures, progress)
+    checks = [*check(found), *check_drains(found)]
+    if options.rule is None:  # else it depends on the load whether there is anything to move
+        checks.append(check_moves(figures.interrupted))
+    return Result(options, folder, found, checks, figures, progress)
 
 
 async def _load(options: Options, stage: Stage, edge: Edge, found: Evidence, progress: Progress) -> None:

@@ -8,10 +8,12 @@ from statistics import mean
 
 import pytest
 
+from longshift.embedded import LocalPostgres
+from tests.rehearsal.compare import Case, page_row, simulate
 from tests.rehearsal.demand import Demand, Segment, burst, recorded, step
-from tests.rehearsal.judge import judge
-from tests.rehearsal.manifests import rule_for
-from tests.rehearsal.rule import Policy
+from tests.rehearsal.judge import Verdict, judge
+from tests.rehearsal.manifests import K8S, rule_for
+from tests.rehearsal.rule import SYNC, Policy
 from tests.rehearsal.simulate import Model, Outcome, Simulation, Views, needed, views
 
 
@@ -73,40 +75,52 @@ def test_the_model_of_the_fleet_does_what_the_recorded_one_did(ask: Views, name:
     assert mean(now.runnable for now in outcome.series) == pytest.approx(mean(left for left, _ in seen), rel=0.5, abs=2)
 
 
-def test_the_rule_grows_to_what_a_step_needs_and_back(ask: Views) -> None:
-    rule = rule_for(100)
-    outcome = Simulation(step(), Model(), ask, rule=rule).run()
-    verdict = judge(outcome, most=rule.most)
+@pytest.fixture(scope="module")
+def simulated(postgres_server: LocalPostgres) -> dict[str, tuple[Outcome, Verdict]]:
+    """A step and a batch under the rule as it is."""
+    with views(postgres_server.url) as ask:
+        return {make.__name__: simulate(Case(make()), ask) for make in (step, burst)}
 
+
+def test_the_rule_grows_to_what_a_step_needs_and_back(simulated: dict[str, tuple[Outcome, Verdict]]) -> None:
+    outcome, verdict = simulated["step"]
     assert verdict.reaction is not None
-    assert verdict.reaction <= rule.sync
+    assert verdict.reaction <= SYNC
     assert verdict.caught_up is not None
     assert verdict.caught_up < 60
     assert verdict.overshoot <= 1
     assert outcome.series[-1].wanted == 1
 
 
-def test_a_batch_of_ten_thousand_takes_the_whole_fleet_and_gives_it_back(ask: Views) -> None:
-    rule = rule_for(100)
-    outcome = Simulation(burst(), Model(), ask, rule=rule).run()
-    verdict = judge(outcome, most=rule.most)
-
-    assert verdict.highest == rule.most
+def test_a_batch_of_ten_thousand_takes_the_whole_fleet_and_gives_it_back(
+    simulated: dict[str, tuple[Outcome, Verdict]],
+) -> None:
+    outcome, verdict = simulated["burst"]
+    assert verdict.highest == rule_for(100).most
     assert verdict.interrupted == 0
     assert outcome.series[-1].wanted == 1
+
+
+def test_the_page_has_the_figures_of_the_rule_as_it_is(simulated: dict[str, tuple[Outcome, Verdict]]) -> None:
+    """Else: ``make rehearse-scale ARGS="--simulate"``, and its figures into the page; then draw the picture."""
+    lines = (K8S.parent / "docs" / "how-to" / "scale.md").read_text().splitlines()
+    for name, (_, verdict) in simulated.items():
+        assert any(line.startswith(f"| {name}: ") and line.endswith(page_row(verdict)) for line in lines), name
 
 
 def test_the_age_of_the_oldest_helps_where_workers_have_fewer_slots_than_the_target_believes(ask: Views) -> None:
     rule = replace(rule_for(100), most=40)
     without = replace(rule, triggers=rule.triggers[:1])
-    outcomes = [Simulation(step(), Model(slots=25), ask, rule=each).run() for each in (rule, without)]
+    outcomes = [
+        Simulation(replace(step(), seconds=20 * 60), Model(slots=25), ask, rule=each).run() for each in (rule, without)
+    ]
 
     aged, blind = (judge(outcome, most=40) for outcome in outcomes)
     assert aged.oldest < 0.8 * blind.oldest
 
 
-def test_slower_growth_makes_a_batch_wait(ask: Views) -> None:
+def test_slower_growth_makes_a_batch_wait(ask: Views, simulated: dict[str, tuple[Outcome, Verdict]]) -> None:
     rule = rule_for(100)
     slow = replace(rule, up=replace(rule.up, policies=(Policy(percent=False, value=1, period=60),)))
-    verdicts = [judge(Simulation(burst(), Model(), ask, rule=each).run(), most=rule.most) for each in (rule, slow)]
-    assert verdicts[0].oldest < verdicts[1].oldest - 60
+    verdict = judge(Simulation(replace(burst(), seconds=20 * 60), Model(), ask, rule=slow).run(), most=rule.most)
+    assert verdict.oldest > simulated["burst"][1].oldest + 60

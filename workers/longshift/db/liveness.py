@@ -29,10 +29,11 @@ LEADER = 0x10A6_511F  # any fixed number: the advisory lock that the fleet's one
 OLDEST = 200
 """So many sessions that are ready, of whatever queue, are looked at to find work that is overdue."""
 
+# What an operator has asked of the process holds for it under its new id, too, if it was declared dead meanwhile.
 REGISTER = text("""
-INSERT INTO workers (id, host, pid, queues, capacity, lock_key, process, isolated, version, revision, serves)
+INSERT INTO workers (id, host, pid, queues, capacity, lock_key, process, isolated, version, revision, serves, drain_asked_at)
 VALUES (:id, :host, :pid, CAST(:queues AS text[]), :capacity, :lock_key, :process, :isolated, :version, :revision,
-        CAST(:serves AS jsonb))""")
+        CAST(:serves AS jsonb), (SELECT max(drain_asked_at) FROM workers WHERE process = :process))""")
 RELOCK = text("UPDATE workers SET lock_key = :lock_key WHERE id = :id AND dead_at IS NULL")
 # The work that is overdue is looked for among the oldest only: with a queue that nobody serves there could be any number.
 HEARTBEAT = text(f"""

@@ -48,10 +48,11 @@ SELECT w.id AS worker_id, r.* FROM unnest(CAST(:workers AS uuid[])) AS w(id) CRO
      WHERE s.lease_worker = w.id AND (CAST(:tenant AS uuid) IS NULL OR s.tenant_id = :tenant)
      ORDER BY s.leased_at LIMIT :limit) r""")
 
-# by process: whoever was declared dead meanwhile goes on under a new id, and is still the same worker to its operator
+# By process: whoever was declared dead meanwhile goes on under a new id, and is still the same worker to its operator. Dead rows
+# too: one that has not heard of its death takes this along (``liveness.REGISTER``).
 ASK = text("""
 UPDATE workers SET drain_asked_at = clock_timestamp()
- WHERE process = ANY(CAST(:processes AS uuid[])) AND dead_at IS NULL AND drain_asked_at IS NULL""")
+ WHERE process = ANY(CAST(:processes AS uuid[])) AND drain_asked_at IS NULL""")
 LEFT = text("""
 SELECT count(*) AS workers, coalesce(sum(running), 0) AS turns FROM workers
  WHERE process = ANY(CAST(:processes AS uuid[])) AND dead_at IS NULL
