@@ -121,6 +121,12 @@ def test_the_only_right_at_the_api_server_is_to_patch_pods_and_a_policy_narrows_
     (condition,) = policy["matchConditions"]
     user = f"system:serviceaccount:{subject['namespace']}:{subject['name']}"
     assert condition["expression"] == f"request.userInfo.username == '{user}'"
+    own, unchanged = (each["expression"] for each in policy["validations"])
+    assert own.endswith("request.userInfo.extra['authentication.kubernetes.io/pod-name'] == [object.metadata.name]")
+    fields = re.findall(r"object\.(\S+) == oldObject\.(\S+)", unchanged)
+    assert {before for before, after in fields if before == after} == {
+        "spec", "metadata.?labels", "metadata.?ownerReferences", "metadata.?finalizers"
+    }  # fmt: skip
     bound = production.one("ValidatingAdmissionPolicyBinding", "longshift-pod-cost")["spec"]
     assert bound == {"policyName": "longshift-pod-cost", "validationActions": ["Deny"]}
 
