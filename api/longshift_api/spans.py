@@ -9,7 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from longshift.tracing import NO_SPAN, Kind, Span, Traces, names
 from longshift_api.deps import Edge
+from longshift_api.measuring import METHODS
 
+OTHER_METHOD = "_OTHER"
+"""Of a method that a client made up; the name is that of the semantic conventions of OpenTelemetry for HTTP."""
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 
@@ -27,10 +30,10 @@ class Traced:
         await self._traced(edge.traces, scope, receive, send)
 
     async def _traced(self, traces: Traces, scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope["method"]
+        method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), "")
         with traces.span(
-            method,
+            method if method != OTHER_METHOD else "HTTP",
             parent=given if TRACEPARENT.match(given) else None,
             kind=Kind.SERVER,
             attributes={names.HTTP_METHOD: method},
@@ -48,7 +51,7 @@ class Traced:
 def _answered(span: Span, scope: Scope, *, status: int) -> None:
     """The route is known by now: its template, since paths have ids and whatever else clients write."""
     route = getattr(scope.get("route"), "path", None)
-    if route is not None:
+    if route is not None and scope["method"] in METHODS:
         span.rename(f"{scope['method']} {route}")
     span.set(
         {

@@ -159,6 +159,12 @@ async def test_the_turns_of_a_batch_hang_below_its_request(site: Site) -> None:
     assert {span.attributes["longshift.batch.id"] for span in site.spans.named("turn child")} == {batch["id"]}
 
 
+async def test_a_client_cannot_name_spans_by_making_up_methods(site: Site) -> None:
+    await site.api.client.request("BREW", "/v1/turns")
+
+    assert site.spans.one("HTTP").attributes["http.request.method"] == "_OTHER"
+
+
 async def test_the_attempts_at_a_turn_that_lost_its_worker_stand_side_by_side(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

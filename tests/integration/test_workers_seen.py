@@ -80,6 +80,7 @@ async def test_the_workers_are_listed_with_what_they_say_of_themselves(api: Api,
     await worker(api, "b", 2, condition="stuck", complaint="it takes no work", isolated=True)
     await worker(api, "c", 3, revision=None, condition=None)
     await worker(api, "d", 4, silence=20)
+    await worker(api, "e", 5, condition="asleep")  # of newer software
     with psycopg.connect(database_url) as beat:
         beat.execute("SELECT pg_advisory_lock(%s), pg_advisory_lock(4711)", (LEADER,))
         said = await run("fleet", "--json")
@@ -91,13 +92,14 @@ async def test_the_workers_are_listed_with_what_they_say_of_themselves(api: Api,
         ("b", "stuck", False, True),
         ("c", "-", False, False),
         ("d", "silent", False, False),
+        ("e", "-", False, False),
     ]
     assert said.lines[0]["id"] == show_id(Prefix.WORKER, leader)
     assert said.lines[0]["agents"] == [{"name": "echo", "version": "1"}]
     assert "it takes no work" in shown.err
     assert "1.2" in shown.out
     states = [each["state"] for each in (await api.client.get("/v1/workers")).json()["data"]]
-    assert states == ["ok", "stuck", "unknown"]
+    assert states == ["ok", "stuck", "unknown", "unknown"]
 
 
 async def test_a_client_sees_of_what_workers_run_its_own_turns_and_an_operator_all(api: Api, run: Run) -> None:

@@ -51,7 +51,7 @@ def main(
     seconds: Seconds = 60,
     peak: Peak = 6,
     slots: Slots = 4,
-    pace: Pace = 18,
+    pace: Pace = 12,
     faster: Faster = 10,
     seed: Seed = None,
     json_file: AsJson = None,
@@ -108,10 +108,10 @@ def _phases(seconds: float, peak: int, pace: float, *, scripted: bool) -> list[P
     if not scripted:
         return [Phase(0.15 * seconds, pace / 10), Phase(0.4 * seconds, pace), Phase(0.45 * seconds, pace / 10)]
     return [
-        Phase(0.2 * seconds, pace / 4, replicas=1),
-        Phase(0, pace / 2, replicas=peak, settled=True),
+        Phase(0.2 * seconds, pace / peak, replicas=1),
+        Phase(0, pace / peak, replicas=peak, settled=True),  # however long a slow machine takes
         Phase(0.6 * seconds, pace, replicas=peak),
-        Phase(0, pace, replicas=1, settled=True),
+        Phase(0, pace / 2, replicas=1, settled=True),
         Phase(0.2 * seconds, pace / 10, replicas=1),
     ]
 

@@ -15,7 +15,7 @@ from tests.chaos.edge import Edge
 from tests.chaos.evidence import Evidence
 from tests.chaos.plans import Part, Plan
 
-SHORT: Sequence[Part] = ("step", "say", "state", "effect", "thread", "values", "retry")
+SHORT: Sequence[Part] = ("step", "step", "effect", "say", "step", "thread", "state", "retry", "step")
 CAREFUL: Sequence[Part] = ("send", "step", "send")
 """Calls of an irreversible tool, between others."""
 
@@ -39,7 +39,7 @@ class Visitor(Client):
 
     async def ask(self) -> None:
         """A turn of some short steps in a new session."""
-        await self._work(SHORT, most=10)
+        await self._work(SHORT, most=14)
 
     async def converse(self) -> None:
         """Turns of one session, sent without waiting for each other: they must run in this order."""

@@ -183,7 +183,8 @@ async def list_workers(db: Database) -> list[WorkerRecord]:
     found = []
     for row in await db.fetch(WORKERS, {"leader": LEADER}):
         values = {name: getattr(row, name) for name in WorkerRecord.__dataclass_fields__}
-        found.append(WorkerRecord(**values | {"condition": row.condition and Condition(row.condition)}))
+        condition = Condition(row.condition) if row.condition in set(Condition) else None  # a word of newer software
+        found.append(WorkerRecord(**values | {"condition": condition}))
     return found
 
 

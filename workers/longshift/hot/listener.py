@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -65,9 +66,10 @@ class Listener:
         self._changed.set()
         if self._pubsub is None:
             self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+            # in contexts of their own: these outlast the request or the turn that happened to listen first
             self._tasks = [
-                asyncio.create_task(self._follow(self._pubsub), name="redis-follower"),
-                asyncio.create_task(self._read(self._pubsub), name="redis-listener"),
+                asyncio.create_task(self._follow(self._pubsub), name="redis-follower", context=Context()),
+                asyncio.create_task(self._read(self._pubsub), name="redis-listener", context=Context()),
             ]
         with suppress(TimeoutError):
             async with asyncio.timeout(FOLLOWED_WITHIN):
