@@ -272,7 +272,9 @@ class Runner:
         )
         run.unserved = not served
         logger.log(
-            logging.INFO if served else logging.WARNING,
+            logging.DEBUG
+            if served
+            else logging.WARNING,  # while two versions work side by side there may be hundreds a second
             "no such agent here, turn deferred",
             extra={"agent": record.agent, "version": record.agent_version, "served": served},
         )
