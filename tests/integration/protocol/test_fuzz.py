@@ -15,6 +15,7 @@ SLOW = {"early-answer", "ends-in-snapshot", "mail-not-compared", "plain-append"}
 """Noticed only after many turns; the model (tests/model) has variants like these."""
 
 
+@pytest.mark.timeout(240)  # longer than the plan's own limit, on a machine that does much else
 async def test_no_promise_is_broken_by_lost_late_and_doubled_messages_pauses_and_crashes(database_url: str) -> None:
     witness = await World(database_url, Plan()).run()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -150,16 +151,22 @@ class Worker:
                 await asyncio.sleep(0.02)
                 continue
             ids = await self.world.rung(CAPACITY - len(self.tasks))
-            if not ids:
-                continue
             try:
                 async with self.claiming:
-                    for one in await leases.claim(self.db, ids, worker_id=self.id):
+                    for one in await self._won(ids):
                         lease = Lease(one.claim)
                         self.journal.hold(lease)
                         self._spawn(self._session(lease, one.turn))
             except Unavailable:
                 continue
+
+    async def _won(self, ids: list[UUID]) -> list[leases.Won]:
+        """Whoever hears nothing looks for suspects: there are no wards, and every worker may be one."""
+        if ids:
+            return await leases.claim(self.db, ids, worker_id=self.id)
+        if len(self.tasks) >= CAPACITY:
+            return []
+        return await leases.claim_suspects(self.db, worker_id=self.id, queues=["default"], most=1)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

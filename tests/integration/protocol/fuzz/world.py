@@ -49,7 +49,7 @@ class Plan:
     waits: float = 0.25  # of turns that wait for a signal in the middle
     pace: float = 0.008  # seconds between two submits of a client
     stall: float = 6.0  # seconds without any change after which the run is given up
-    limit: float = 120.0  # seconds in all
+    limit: float = 200.0  # seconds in all
 
 
 class World:
