@@ -272,9 +272,7 @@ class Runner:
         )
         run.unserved = not served
         logger.log(
-            logging.DEBUG
-            if served
-            else logging.WARNING,  # while two versions work side by side there may be hundreds a second
+            logging.INFO if served else logging.WARNING,
             "no such agent here, turn deferred",
             extra={"agent": record.agent, "version": record.agent_version, "served": served},
         )
