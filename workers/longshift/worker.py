@@ -119,9 +119,10 @@ class Worker:
         """
         self._build()
         await database_health.check_schema(self._db)
+        # before its row: whoever sees a worker, `longshift up` for one, may submit to its agents
+        await leases.serve(self._db, self._agents.describe())
         await self._retrieval.prepare()
         await asyncio.to_thread(self._heartbeat.register)
-        await leases.serve(self._db, self._agents.describe())  # whoever reads of an agent finds who serves it
         self._journal.start_lanes()
         self._ledger.start_lanes()
         self._serve(
